@@ -1,0 +1,49 @@
+"""farout: find what is far out in data, in a model's inputs and inside a model, and deal with it.
+
+Names load when they are first used, so that ``import farout`` costs little more than the interpreter.
+
+Examples
+--------
+>>> import farout
+>>> farout.__version__
+'0.1.0'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from farout.alarm import Alarm
+    from farout.cards import Card, find, list_cards, paper
+    from farout.contract import Detector, load
+    from farout.scoring import Result, score
+
+_HOME = {
+    "Alarm": "farout.alarm",
+    "Card": "farout.cards",
+    "find": "farout.cards",
+    "list_cards": "farout.cards",
+    "paper": "farout.cards",
+    "Detector": "farout.contract",
+    "load": "farout.contract",
+    "Result": "farout.scoring",
+    "score": "farout.scoring",
+}
+
+__all__ = ["Alarm", "Card", "Detector", "Result", "__version__", "find", "list_cards", "load", "paper", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'farout' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))

@@ -1,0 +1,1 @@
+"""Parts that two rooms or more use: ranks, sketches, columns, profiles, engines."""

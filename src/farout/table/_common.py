@@ -1,0 +1,193 @@
+"""What all table detectors share: any table in, checked and named features out, and encodings for metric methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Tags
+from sklearn.utils.validation import validate_data
+
+from farout.contract import Detector
+from farout.errors import BadInput
+from farout.io.state import saved
+from farout.io.tables import to_polars
+from farout.kit.columns import ArrayFeatures, Codes, Columns, Features, Reading
+from farout.kit.sketch import LevelCounts
+
+
+class TableDetector(Detector):
+    """A detector whose samples are rows of a table.
+
+    Arrays are numbers. In data frames (pandas, polars, pyarrow, anything narwhals reads) text, categories and booleans
+    are categories, and dates become elapsed days, weekday and hour. Missing values are taken by every table detector;
+    infinities only where order is all that counts.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+    feature_names_in_ : array of str
+        Only for data frames.
+    columns_ : Columns or None
+        How the columns of a data frame are read; None for arrays.
+    feature_names_ : list of str
+        Names of the features that ``reasons`` speaks of.
+    """
+
+    _takes_infinity = False
+
+    def _features(self, X: Any, reset: bool) -> Features:
+        """Check a table and read it into features."""
+        if not reset:
+            self._check_fitted()
+        if _is_frame(X):
+            X = self._reading(X, reset)
+        else:
+            finite: Any = False if self._takes_infinity else "allow-nan"
+            X = validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, reset=reset)
+            if not reset and self.columns_ is not None:
+                names = dict(zip([f"x{j}" for j in range(X.shape[1])], self.columns_.names))
+                X = Reading(to_polars(X).rename(names), self.columns_)
+        if isinstance(X, Reading):
+            features = X.features()
+            if not self._takes_infinity:
+                _refuse_infinity(features, type(self).__name__)
+        else:
+            features = ArrayFeatures(X)
+        if reset:
+            self.columns_: Columns | None = X.columns if isinstance(X, Reading) else None
+            self.feature_names_ = features.names
+        return features
+
+    def _reading(self, X: Any, reset: bool) -> Reading:
+        """Read a frame as it says itself, as it was read when fitted, or by the types of its columns."""
+        if not isinstance(X, Reading):
+            # scikit-learn checks the names and their number, in pandas frames and those of the interchange protocol
+            frame = to_polars(X)
+            validate_data(self, X if hasattr(X, "iloc") else frame, reset=reset, skip_check_array=True)
+            known = None if reset else self.columns_
+            X = Reading(frame, known or Columns.of(frame))
+        elif reset:
+            self.n_features_in_ = len(X.columns.names)
+            self.feature_names_in_ = np.array(X.columns.names, dtype=object)
+        if len(X) == 0:
+            raise BadInput("Found array with 0 sample(s): a table needs at least one row")
+        return X
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+@saved("encoder")
+@dataclass
+class Encoder:
+    """Features to one float matrix, for methods that add, multiply or split numbers.
+
+    A missing number becomes the training median, a missing level the average code of its column, so that neither says
+    anything. Categories become, by ``categories``:
+
+    - ``"one_hot"``: a column a level, weighted by 1 / sqrt(2), so that two different levels are at distance 1; all but
+      the ``LEVELS`` most frequent levels share one column.
+    - ``"surprise"``: one column, ``-log(share of the level)``.
+
+    Attributes
+    ----------
+    categories : str
+    standardize : bool
+        Whether numbers (and surprises) are brought to mean 0 and standard deviation 1; constant ones stay 0.
+    fills, means, scales : float64 array (d,)
+        By feature; 0 and 1 for one-hot features.
+    levels : list of (list of str, float64 array) or None
+        By feature: levels and the code table (levels + unseen + missing, columns).
+    owner : int64 array (columns,)
+        The feature that each column of the matrix belongs to.
+    """
+
+    LEVELS = 32
+
+    categories: str
+    standardize: bool
+    fills: np.ndarray
+    means: np.ndarray
+    scales: np.ndarray
+    levels: list[tuple[list[str], np.ndarray] | None]
+    owner: np.ndarray
+
+    @classmethod
+    def fit(cls, features: Features, categories: str, standardize: bool) -> Encoder:
+        """Learn medians, scales and level tables."""
+        d = len(features.names)
+        made = cls(categories, standardize, np.zeros(d), np.zeros(d), np.ones(d), [None] * d, np.empty(0, np.int64))
+        owner: list[int] = []
+        for j, (_, column) in enumerate(features):
+            if isinstance(column, Codes):
+                made.levels[j] = _code_table(LevelCounts.of(column.codes, column.levels), categories)
+                width = made.levels[j][1].shape[1]  # type: ignore[index]
+            else:
+                there = column[~np.isnan(column)]
+                made.fills[j], width = (np.median(there) if len(there) else 0.0), 1
+            owner += [j] * width
+            if standardize and not (isinstance(column, Codes) and categories == "one_hot"):
+                values = made._column(j, column)[:, 0]
+                made.means[j], made.scales[j] = values.mean(), values.std() or 1.0
+        made.owner = np.array(owner, np.int64)
+        return made
+
+    def transform(self, features: Features) -> np.ndarray:
+        """Return the matrix (n, columns), float64, C order."""
+        matrix = np.empty((features.n, len(self.owner)))
+        at = 0
+        for j, (_, column) in enumerate(features):
+            block = self._column(j, column)
+            width = block.shape[1]
+            np.subtract(block, self.means[j], out=matrix[:, at : at + width])
+            matrix[:, at : at + width] /= self.scales[j]
+            at += width
+        return matrix
+
+    def per_feature(self, parts: np.ndarray) -> np.ndarray:
+        """Add up the parts (n, columns) of each feature's columns: (n, d)."""
+        if len(self.owner) == len(self.levels):
+            return parts
+        total = np.zeros((len(parts), len(self.levels)))
+        np.add.at(total.T, self.owner, parts.T)
+        return total
+
+    def _column(self, j: int, column: np.ndarray | Codes) -> np.ndarray:
+        if isinstance(column, Codes):
+            levels, table = self.levels[j]  # type: ignore[misc]
+            place = {level: i for i, level in enumerate(levels)}
+            # the last two rows of the table are for levels never seen and for missing values (code -1)
+            rows = np.array([*(place.get(level, len(levels)) for level in column.levels), len(levels) + 1])
+            return table[rows[column.codes]]
+        return np.where(np.isnan(column), self.fills[j], column)[:, None]
+
+
+def _code_table(counts: LevelCounts, categories: str) -> tuple[list[str], np.ndarray]:
+    """Codes of the levels, then of an unseen level and of a missing value."""
+    share = counts.counts / max(counts.n, 1)
+    if categories == "surprise":
+        codes = -np.log(np.append(share, 1 / (counts.n + 1)))[:, None]
+    else:
+        place = np.argsort(np.argsort(-share, kind="stable"), kind="stable")
+        width = min(len(share), Encoder.LEVELS) + 1  # the last column: rare levels, and levels never seen
+        codes = np.eye(width)[np.append(np.minimum(place, width - 1), width - 1)] * np.sqrt(0.5)
+    missing = share @ codes[:-1] if len(share) else np.zeros(codes.shape[1])
+    return counts.levels, np.vstack((codes, missing))
+
+
+def _refuse_infinity(features: Features, method: str) -> None:
+    for name, column in features:
+        if isinstance(column, np.ndarray) and np.isinf(column).any():
+            raise BadInput(
+                f"column '{name}' holds infinity in row {int(np.isinf(column).argmax())}, which '{method}' cannot "
+                "weigh; replace it, or use a method of ranks such as 'ecod'"
+            )
+
+
+def _is_frame(X: Any) -> bool:
+    """Tell frames (pandas, polars, pyarrow, lazy ones) from arrays and lists."""
+    return isinstance(X, Reading) or any(hasattr(X, word) for word in ("columns", "column_names", "__dataframe__"))
