@@ -1,11 +1,12 @@
 """From scores to alarms at a stated rate: conformal p-values.
 
-Scores of two detectors are not comparable, and a score has no unit. Against the scores of m normal rows that the detector
-has not seen, a new row gets the p-value ``(1 + #{s_i >= s}) / (m + 1)``. If it is exchangeable with those rows, then
-``P(p <= a) <= a`` for every a, whatever the detector: at most the stated rate of normal rows rings.
+Scores of two detectors are not comparable, and a score has no unit. Against the scores of m normal rows that the
+detector has not seen, a new row gets the p-value ``(1 + #{s_i >= s}) / (m + 1)``. If it is exchangeable with those
+rows, then ``P(p <= a) <= a`` for every a, whatever the detector: at most the stated rate of normal rows rings.
 
-Source: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; Bates, Candes, Lei, Romano, Sesia, Testing
-for outliers with conformal p-values, Annals of Statistics 2023 (arXiv 2104.08279), for Benjamini-Hochberg on them.
+Source: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; for Benjamini-Hochberg on such p-values
+Bates, Candes, Lei, Romano, Sesia, Testing for outliers with conformal p-values, Annals of Statistics 2023 (arXiv
+2104.08279).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A :class:`Detector` takes samples and gives each a score; a LARGER score is FART
 scikit-learn estimator, so clone, pipelines and searches work, and scikit-learn's own faces (``score_samples``,
 ``decision_function``, ``predict``) follow from the score with scikit-learn's signs.
 
-Scores are pointwise: the score of a row does not depend on the other rows of the call. No ``contamination`` guess decides
-labels; :class:`farout.Alarm` turns scores into calibrated p-values and alarms.
+Scores are pointwise: the score of a row does not depend on the other rows of the call. No ``contamination`` guess
+decides labels; :class:`farout.Alarm` turns scores into calibrated p-values and alarms.
 """
 
 from __future__ import annotations

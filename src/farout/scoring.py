@@ -67,6 +67,8 @@ class Result:
         Their values.
     reasons : float64 array (k, features)
         How much each feature adds to their scores.
+    usual_reasons : float64 array (features,)
+        What each feature adds to nine of ten rows at most; less than this is no reason.
     sample_rows, sample_frame
         A fair sample of all rows, for pictures.
     settings : dict
@@ -93,6 +95,7 @@ class Result:
     top_rows: np.ndarray
     top_frame: pl.DataFrame
     reasons: np.ndarray
+    usual_reasons: np.ndarray
     sample_rows: np.ndarray
     sample_frame: pl.DataFrame
     settings: dict[str, Any] = field(default_factory=dict)
@@ -104,12 +107,13 @@ class Result:
     def words(self, place: int, most: int = 3) -> list[str]:
         """Say why the row at ``top_rows[place]`` is far out, the strongest reason first.
 
-        Only features that add at least 15 % of what the first one adds are named.
+        Only features are named that add more than they do to nine of ten rows, and at least 15 % of what the first one
+        adds.
         """
         features = self.features(self.top_frame[place])
         parts = self.reasons[place]
-        order = np.argsort(-parts, kind="stable")[:most]
-        named = [j for j in order if parts[j] > 0 and parts[j] >= 0.15 * parts[order[0]]]
+        order = np.argsort(-np.where(parts > self.usual_reasons, parts, 0.0), kind="stable")[:most]
+        named = [j for j in order if parts[j] > max(self.usual_reasons[j], 0.15 * parts[order[0]], 0.0)]
         return [self.profile.words(j, _value(features.columns[j], 0)) for j in named]
 
     def top(self, most: int = 20) -> pl.DataFrame:
@@ -242,9 +246,7 @@ def score(
         fit_seconds = time.perf_counter() - started
         scored = run.scored(fitted, table, columns, training)
         inner: Any = fitted.detector_ if isinstance(fitted, Alarm) else fitted
-        profile = getattr(inner, "profile_", None) or Profile.of(
-            columns.features(table.head()), SKETCH
-        )
+        profile = getattr(inner, "profile_", None) or Profile.of(columns.features(table.head()), SKETCH)
     p_values = fitted.p_values_of(scored.scores) if isinstance(fitted, Alarm) else _rank_p_values(scored.scores)
     alarms = p_values <= rate
     scored.keep_top(max(100, int(alarms.sum())))
@@ -252,8 +254,10 @@ def score(
     rows = Reading(scored.top_frame, columns)
     if hasattr(inner, "reasons"):
         reasons = inner.reasons(rows)
+        usual = np.quantile(inner.reasons(Reading(scored.sample_frame, columns)), 0.9, axis=0)
     else:
         reasons = _by_leaving_out(inner, rows, profile.names, scored.sample_frame)
+        usual = np.zeros(len(profile.names))
     run.progress("explaining", 1.0)
     card = find(inner.__paper__)
     return Result(
@@ -270,6 +274,7 @@ def score(
         top_rows=scored.top_rows,
         top_frame=scored.top_frame,
         reasons=reasons,
+        usual_reasons=usual,
         sample_rows=scored.sample_rows,
         sample_frame=scored.sample_frame,
         settings={

@@ -191,9 +191,9 @@ class TableFile:
             cuts = self._reader.cuts(n)
             if len(cuts) < 2:
                 self._some(pl.DataFrame())
-            schema = self._reader.schema
+            path, schema = self.path.absolute(), self._reader.schema
             return [
-                Part(self.path, self.format, start, stop, self._encoding, schema, self._state[0])
+                Part(path, self.format, start, stop, self._encoding, schema, self._state[0])
                 for start, stop in pairwise(cuts)
             ]
 

@@ -81,13 +81,32 @@ class TableDetector(Detector):
         return tags
 
 
+class MatrixDetector(TableDetector):
+    """A table detector that reads one float matrix; a subclass says how categories and scales enter it.
+
+    Attributes
+    ----------
+    encoder_ : Encoder
+    """
+
+    _categories = "surprise"
+    standardize = True
+
+    def _matrix(self, X: Any, reset: bool) -> np.ndarray:
+        """Return the matrix (n, columns) of a table; it can be ``X`` itself, so nobody may write to it."""
+        features = self._features(X, reset)
+        if reset:
+            self.encoder_ = Encoder.fit(features, self._categories, self.standardize)
+        return self.encoder_.transform(features)
+
+
 @saved("encoder")
 @dataclass
 class Encoder:
     """Features to one float matrix, for methods that add, multiply or split numbers.
 
-    A missing number becomes the training median, a missing level the average code of its column, so that neither says
-    anything. Categories become, by ``categories``:
+    A missing number becomes the training median (that of 16,384 drawn rows where there are more), a missing level the
+    average code of its column, so that neither says anything. Categories become, by ``categories``:
 
     - ``"one_hot"``: a column a level, weighted by 1 / sqrt(2), so that two different levels are at distance 1; all but
       the ``LEVELS`` most frequent levels share one column.
@@ -97,7 +116,8 @@ class Encoder:
     ----------
     categories : str
     standardize : bool
-        Whether numbers (and surprises) are brought to mean 0 and standard deviation 1; constant ones stay 0.
+        Whether numbers (and surprises) are brought to mean 0 and standard deviation 1; constant ones stay 0. What is
+        more than 1e100 standard deviations out counts as that far, so that squares stay finite.
     fills, means, scales : float64 array (d,)
         By feature; 0 and 1 for one-hot features.
     levels : list of (list of str, float64 array) or None
@@ -107,6 +127,8 @@ class Encoder:
     """
 
     LEVELS = 32
+    DRAWN = 16_384
+    FARTHEST = 1e100
 
     categories: str
     standardize: bool
@@ -121,32 +143,40 @@ class Encoder:
         """Learn medians, scales and level tables."""
         d = len(features.names)
         made = cls(categories, standardize, np.zeros(d), np.zeros(d), np.ones(d), [None] * d, np.empty(0, np.int64))
+        drawn = features
+        if features.n > cls.DRAWN:
+            drawn = features.take(np.random.default_rng(0).choice(features.n, cls.DRAWN, replace=False))
         owner: list[int] = []
-        for j, (_, column) in enumerate(features):
-            if isinstance(column, Codes):
+        for j, (_, few) in enumerate(drawn):
+            if isinstance(few, Codes):
+                column = features.columns[j]
+                assert isinstance(column, Codes)
                 made.levels[j] = _code_table(LevelCounts.of(column.codes, column.levels), categories)
                 width = made.levels[j][1].shape[1]  # type: ignore[index]
             else:
-                there = column[~np.isnan(column)]
+                there = few[~np.isnan(few)]
                 made.fills[j], width = (np.median(there) if len(there) else 0.0), 1
             owner += [j] * width
-            if standardize and not (isinstance(column, Codes) and categories == "one_hot"):
-                values = made._column(j, column)[:, 0]
-                made.means[j], made.scales[j] = values.mean(), values.std() or 1.0
+            if standardize and not (isinstance(few, Codes) and categories == "one_hot"):
+                made.means[j], made.scales[j] = _location(made._column(j, features.columns[j])[:, 0])
         made.owner = np.array(owner, np.int64)
         return made
 
     def transform(self, features: Features) -> np.ndarray:
-        """Return the matrix (n, columns), float64, C order."""
-        matrix = np.empty((features.n, len(self.owner)))
-        at = 0
-        for j, (_, column) in enumerate(features):
-            block = self._column(j, column)
-            width = block.shape[1]
-            np.subtract(block, self.means[j], out=matrix[:, at : at + width])
-            matrix[:, at : at + width] /= self.scales[j]
-            at += width
-        return matrix
+        """Return the matrix (n, columns), float64; the array itself where features are one and nothing changes it."""
+        if isinstance(features, ArrayFeatures):
+            matrix = features.columns.array  # type: ignore[attr-defined]
+            gone = np.isnan(matrix)
+            if gone.any():
+                matrix = np.where(gone, self.fills, matrix)
+        else:
+            matrix = np.hstack([self._column(j, column) for j, (_, column) in enumerate(features)])
+        if not self.standardize:
+            return matrix
+        with np.errstate(over="ignore"):
+            matrix = matrix - self.means[self.owner]
+            matrix /= self.scales[self.owner]
+        return np.clip(matrix, -self.FARTHEST, self.FARTHEST, out=matrix)
 
     def per_feature(self, parts: np.ndarray) -> np.ndarray:
         """Add up the parts (n, columns) of each feature's columns: (n, d)."""
@@ -186,6 +216,16 @@ def _refuse_infinity(features: Features, method: str) -> None:
                 f"column '{name}' holds infinity in row {int(np.isinf(column).argmax())}, which '{method}' cannot "
                 "weigh; replace it, or use a method of ranks such as 'ecod'"
             )
+
+
+def _location(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation, which neither overflow nor make a scale of the rounding of a constant."""
+    low, high = values.min(), values.max()
+    if low == high:
+        return float(low), 1.0
+    peak = max(abs(low), abs(high))
+    values = values / peak
+    return float(peak * values.mean()), float(peak * values.std()) or 1.0
 
 
 def _is_frame(X: Any) -> bool:

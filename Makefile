@@ -1,0 +1,58 @@
+# make demo    score a real table and leave a page to look at
+# make test    all tests
+# make bench   speed as ratios to floors and peers
+# make docs    the documents as a site
+# make lint    style, types, import rules, stale generated files
+# make claims  every paper's claim on its small budget
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# data sets are found here when they lie beside the checkout; else in the user's cache, else downloaded
+ifneq ($(wildcard ../shared/data),)
+export FAROUT_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: demo test bench docs lint claims clean
+
+demo: $(VENV)/core
+	mkdir -p out
+	$(BIN)/farout score breast_cancer -o out/demo.html -o out/demo.parquet
+	@echo "Open out/demo.html in a browser."
+
+test: $(VENV)/test
+	$(BIN)/pytest -n auto
+
+bench: $(VENV)/test
+	for file in benchmarks/[!_]*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: $(VENV)/docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+claims: $(VENV)/core
+	$(BIN)/farout claim all --budget small
+
+clean:
+	rm -rf $(VENV) out site build dist
+
+# one environment; each stamp adds an extra
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/core: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/test $(VENV)/lint $(VENV)/docs: $(VENV)/%: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@

@@ -1,0 +1,5 @@
+"""``python -m farout``: the command line."""
+
+from farout.cli import main
+
+main()

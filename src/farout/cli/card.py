@@ -1,0 +1,40 @@
+"""``farout card``: what the catalogue knows of a method."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def add(app: typer.Typer) -> None:
+    """Add the verb to the program."""
+    app.command()(card)
+
+
+def card(name: Annotated[str, typer.Argument(help="See 'farout list'.")]) -> None:
+    """Show a method: its paper, its claim, where it departs from it, and its parameters."""
+    import inspect
+    import textwrap
+
+    from farout.cards import ROOMS, find
+
+    known = find(name)
+    facts = {
+        "paper": f"{known.authors}, {known.year}" if known.authors else str(known.year),
+        "link": known.link,
+        "room": f"{known.room}: {ROOMS[known.room]}",
+        "import": f"from {known.module} import {known.attribute}",
+        "claim": known.claim,
+        "differs": known.differs,
+        "takes": ", ".join(known.takes),
+        "new rows": "scored one by one" if known.inductive else "not scored: only the rows it was fitted on",
+        "streams": "yes: partial_fit and merge" if known.streams else "no",
+        "reasons": "yes" if known.explains else "by leaving columns out",
+        "needs": f"pip install 'farout[{known.extra}]'" if known.extra else "",
+        "parameters": ", ".join(f"{p.name}={p.default!r}" for p in inspect.signature(known.load()).parameters.values()),
+    }
+    print(f"{known.name} - {known.title}" if known.title else known.name)
+    for word, text in facts.items():
+        if text:
+            print(textwrap.fill(text, 100, initial_indent=f"{word:>11}  ", subsequent_indent=" " * 13))

@@ -1,0 +1,141 @@
+"""``farout score``: the rows of a table that are far out, with reasons, as a list, a file and a page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from farout.cli._common import assignments, beside, parameters, present, progress, table, talk, write_json
+
+if TYPE_CHECKING:
+    from farout.kit.columns import Columns
+    from farout.scoring import Result
+
+Data = Annotated[
+    str,
+    typer.Argument(help="A table (csv, tsv, jsonl, parquet, feather, npy, npz), '-' for stdin, or a data set's name."),
+]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="See 'farout list'.  [default: ecod]")]
+Set = Annotated[list[str], typer.Option("--set", help="A parameter of the method: name=value.")]
+Kind = Annotated[list[str], typer.Option("--kind", help="How to read a column: name=numeric|category|date.")]
+LeaveOut = Annotated[list[str], typer.Option("--leave-out", help="A column that is not to be read.")]
+Rate = Annotated[float, typer.Option(help="Share of rows that may ring.")]
+Seed = Annotated[int, typer.Option(help="For everything that is drawn.")]
+Engine = Annotated[str, typer.Option(help="auto, memory, stream or dask.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a Dask scheduler; a local cluster without it.")]
+As = Annotated[str | None, typer.Option("--as", help="Format of the table, where its ending does not say it.")]
+Encoding = Annotated[str, typer.Option(help="Of text tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the verb to the program."""
+    app.command()(score)
+
+
+def score(
+    data: Data,
+    method: Method = None,
+    fit_on: Annotated[str | None, typer.Option(help="Normal rows to learn from; p-values are then tests.")] = None,
+    saved: Annotated[str | None, typer.Option("--with", help="A detector saved by 'farout fit'.")] = None,
+    rate: Rate = 0.01,
+    top: Annotated[int, typer.Option(help="Rows to print.")] = 20,
+    output: Annotated[
+        list[Path], typer.Option("--output", "-o", help="Where to write: .parquet, .csv, .html ...; may be repeated.")
+    ] = [],  # noqa: B006
+    set_: Set = [],  # noqa: B006
+    kind: Kind = [],  # noqa: B006
+    leave_out: LeaveOut = [],  # noqa: B006
+    seed: Seed = 0,
+    engine: Engine = "auto",
+    scheduler: Scheduler = None,
+    as_: As = None,
+    encoding: Encoding = "utf-8",
+    quiet: Quiet = False,
+) -> None:
+    """Score the rows of a table: the farthest out on stdout, all in a file, and a page to look at."""
+    from farout.errors import BadInput
+    from farout.scoring import DEFAULT
+    from farout.scoring import score as score_table
+
+    if saved and (method or fit_on or set_):
+        raise BadInput("--with scores by a saved detector, so --method, --fit-on and --set have no place beside it")
+    source = table(data, as_, encoding)
+    name = getattr(source, "name", data)
+    with progress(quiet) as report:
+        result = score_table(
+            source,
+            method or DEFAULT,
+            fit_on=table(fit_on, None, encoding) if fit_on else None,
+            saved=saved,
+            rate=rate,
+            parameters=parameters(set_),
+            kinds=assignments(kind, "--kind") | dict.fromkeys(leave_out, "left out"),
+            seed=seed,
+            engine=engine,
+            scheduler=scheduler,
+            name=name,
+            progress=report,
+        )
+    result.settings["command"] = ["farout", *sys.argv[1:]]
+    talk(described(result.columns, present(source)), quiet)
+    to_stdout = [path for path in output if str(path) == "-"]
+    if to_stdout:
+        sys.stdout.write(result.frame().write_csv())
+    else:
+        _print_top(result, top)
+    paths = [path for path in output if str(path) != "-"]
+    if not output:
+        paths = [Path(f"{name}.farout.html"), Path(f"{name}.farout.parquet")]
+    for path in paths:
+        result.save(path)
+    if paths:
+        settings = beside(paths[0], ".farout.json")
+        write_json(settings, result.settings)
+        talk("wrote " + ", ".join(str(path) for path in [*paths, settings]), quiet)
+
+
+def described(columns: Columns, names: list[str]) -> str:
+    """Say how the columns were read."""
+    lines = []
+    for kind in ("numeric", "category", "date"):
+        read = [f"{c.name} ({c.why})" if "no numbers" in c.why else c.name for c in columns.columns if c.kind == kind]
+        if read:
+            shown = ", ".join(read[:8]) + (f" and {len(read) - 8} more" if len(read) > 8 else "")
+            lines.append(f"{kind:>10}: {len(read):,}  {shown}")
+    for column in columns.left_out[:20]:
+        lines.append(f"{'left out':>10}: {column.name}  ({column.why})")
+    if len(columns.left_out) > 20:
+        lines.append(f"{'left out':>10}: and {len(columns.left_out) - 20} more")
+    known = {c.name for c in columns.columns}
+    new = [name for name in names if name not in known]
+    if new:
+        lines.append(f"{'not read':>10}: {', '.join(new[:8])}{' ...' if len(new) > 8 else ''}  (unknown when fitted)")
+    return "\n".join(lines)
+
+
+def _print_top(result: Result, most: int) -> None:
+    """Print the rows farthest out; one line each where stdout is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rang = int(result.alarms.sum())
+    meaning = (
+        f"p-values against held-out normal rows: at most {result.rate:.3g} of normal rows ring"
+        if result.calibrated
+        else f"ranks within the table: {result.rate:.3g} of the rows are above the line by construction; "
+        "give --fit-on NORMAL for a test"
+    )
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for name, side in (("row", "right"), ("score", "right"), ("p", "right"), ("", "left"), ("why", "left")):
+        rows.add_column(name, justify=side, no_wrap=name != "why", overflow="fold")  # type: ignore[arg-type]
+    for row, value, p, alarm, why in result.top(most).iter_rows():
+        # Text, not markup: values may hold brackets
+        rows.add_row(f"{row:,}", f"{value:.3f}", f"{p:.2g}", Text("*" if alarm else "", "red"), Text(why))
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(f"{result.card.name}: {len(result.scores):,} rows, {rang:,} above the line (*). {meaning}")
+    console.print(rows)

@@ -1,0 +1,1 @@
+"""Any result in, one self-contained HTML page out."""
