@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from farout.alarm import Alarm
     from farout.cards import Card, find, list_cards, paper
     from farout.contract import Detector, load
-    from farout.scoring import Result, score
+    from farout.scoring import Result, fit, score
 
 _HOME = {
     "Alarm": "farout.alarm",
     "Card": "farout.cards",
     "find": "farout.cards",
+    "fit": "farout.scoring",
     "list_cards": "farout.cards",
     "paper": "farout.cards",
     "Detector": "farout.contract",
@@ -34,7 +35,7 @@ _HOME = {
     "score": "farout.scoring",
 }
 
-__all__ = ["Alarm", "Card", "Detector", "Result", "__version__", "find", "list_cards", "load", "paper", "score"]
+__all__ = ["Alarm", "Card", "Detector", "Result", "__version__", "find", "fit", "list_cards", "load", "paper", "score"]
 
 
 def __getattr__(name: str) -> Any:

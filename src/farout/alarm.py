@@ -85,7 +85,7 @@ class Alarm(Detector):
         X = X if isinstance(X, np.ndarray | Reading) else to_polars(X)
         order = check_random_state(self.random_state).permutation(len(X))
         held_out = round(self.calibration * len(X))
-        self._check_rate(held_out)
+        check_rate(self.rate, held_out)
         self.detector_ = clone(self.detector).fit(X[order[held_out:]])
         return self._calibrate(self.detector_.outlier_score(X[order[:held_out]]))
 
@@ -101,7 +101,7 @@ class Alarm(Detector):
     def calibrate_scores(self, scores: np.ndarray) -> Self:
         """Calibrate on scores that the detector, fitted already, gave to normal rows that it has not seen."""
         self.detector_ = self.detector
-        self._check_rate(len(scores))
+        check_rate(self.rate, len(scores))
         return self._calibrate(scores)
 
     def outlier_score(self, X: Any) -> np.ndarray:
@@ -149,20 +149,27 @@ class Alarm(Detector):
     def _calibrate(self, scores: np.ndarray) -> Self:
         self.calibration_scores_ = np.sort(scores)
         m = len(scores)
-        # p <= rate means that at most floor(rate * (m + 1)) - 1 held-out scores reach the row's score
-        ringing = int(np.floor(self.rate * (m + 1) + 1e-9))
+        # p <= rate means that at most `ringing - 1` held-out scores reach the row's score
+        ringing = int((np.arange(1, m + 2) / (m + 1) <= self.rate).sum())
         self.offset_ = -float(self.calibration_scores_[m - ringing])
         return self
 
-    def _check_rate(self, m: int) -> None:
-        if not 0 < self.rate < 1:
-            raise BadInput(f"rate is a share of the rows between 0 and 1, not {self.rate}")
-        if (m + 1) * self.rate < 1:
-            need = int(np.ceil(1 / self.rate)) - 1
-            raise BadInput(
-                f"a rate of {self.rate:g} needs at least {need:,} normal rows to calibrate on, and {m:,} are held out: "
-                "give more normal rows, a larger rate or a larger share for calibration"
-            )
+
+def check_rate(rate: float, m: int | None = None) -> None:
+    """Refuse a rate that is no share, or that m held-out rows are too few for: the least p-value is 1 / (m + 1).
+
+    Raises
+    ------
+    BadInput
+    """
+    if not 0 < rate < 1:
+        raise BadInput(f"rate is a share of the rows between 0 and 1, not {rate}")
+    if m is not None and 1 / (m + 1) > rate:
+        need = int(np.ceil(1 / rate)) - 1
+        raise BadInput(
+            f"a rate of {rate:g} needs at least {need:,} normal rows to calibrate on, and {m:,} are held out: "
+            "give more normal rows, a larger rate or a larger share for calibration"
+        )
 
 
 def benjamini_hochberg(p_values: np.ndarray, rate: float) -> np.ndarray:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import numpy as np
 import polars as pl
 from sklearn.base import clone
 
-from farout.alarm import Alarm
+from farout.alarm import Alarm, check_rate
 from farout.cards import Card, find, list_cards
-from farout.contract import Detector, load
+from farout.contract import LABEL_RATE, Detector, load
 from farout.errors import BadInput, UnknownName
 from farout.io.tables import TableFile, to_polars, write_table
 from farout.kit.columns import Codes, Columns, Features, Reading
@@ -104,17 +105,20 @@ class Result:
         """Read rows of ``top_frame`` or ``sample_frame`` as features."""
         return self.columns.features(frame)
 
+    @cached_property
+    def _top_features(self) -> Features:
+        return self.features(self.top_frame)
+
     def words(self, place: int, most: int = 3) -> list[str]:
         """Say why the row at ``top_rows[place]`` is far out, the strongest reason first.
 
         Only features are named that add more than they do to nine of ten rows, and at least 15 % of what the first one
         adds.
         """
-        features = self.features(self.top_frame[place])
         parts = self.reasons[place]
         order = np.argsort(-np.where(parts > self.usual_reasons, parts, 0.0), kind="stable")[:most]
         named = [j for j in order if parts[j] > max(self.usual_reasons[j], 0.15 * parts[order[0]], 0.0)]
-        return [self.profile.words(j, _value(features.columns[j], 0)) for j in named]
+        return [self.profile.words(j, _value(self._top_features.columns[j], place)) for j in named]
 
     def top(self, most: int = 20) -> pl.DataFrame:
         """Return the rows that are farthest out, with reasons in words."""
@@ -175,7 +179,7 @@ def score(
     *,
     fit_on: Any = None,
     saved: str | Path | Detector | None = None,
-    rate: float = 0.01,
+    rate: float | None = None,
     parameters: dict[str, Any] | None = None,
     kinds: dict[str, str] | None = None,
     seed: int = 0,
@@ -196,8 +200,8 @@ def score(
         learned from and p-values are ranks.
     saved : path or Detector, optional
         A fitted detector or alarm to score with; ``method`` and ``fit_on`` are then not used.
-    rate : float
-        Share of rows that may ring.
+    rate : float, optional
+        Share of rows that may ring: 0.01, or that of a saved alarm, where none is given.
     parameters : dict, optional
         Of the method.
     kinds : dict, optional
@@ -226,16 +230,16 @@ def score(
     >>> result.top(1)["reasons"][0]
     'x0 = 9: above all other rows; x1 = 9: above all other rows'
     """
-    if not 0 < rate < 1:
-        raise BadInput(f"rate is a share of the rows between 0 and 1, not {rate}")
     started = time.perf_counter()
+    known = load(saved) if isinstance(saved, str | Path) else saved
+    rate = _rate(known, rate)
     run = _Run(seed, progress or (lambda what, done: None))
     table = _Table.of(data, engine)
     with open_engine("dask" if engine == "dask" else "local", scheduler) as run.engine:
         training = None
-        if saved is not None:
-            fitted = load(saved) if isinstance(saved, str | Path) else saved
-            columns = _columns_of(fitted, table.head())
+        fitted: Detector
+        if known is not None:
+            fitted, columns = known, _columns_of(known, table.head())
         elif fit_on is not None:
             normal = _Table.of(fit_on, engine)
             columns = _guess(normal, kinds)
@@ -466,7 +470,8 @@ def _learned(shared: tuple[Detector, Columns, float, int], part: tuple[int, Any]
     detector, columns, held_out, seed = shared
     made: Any = clone(detector)
     for rows, held in _batches(columns, part, held_out, seed):
-        made.partial_fit(rows[~held] if held_out else rows)
+        if not held.all():
+            made.partial_fit(rows[~held] if held_out else rows)
     return made
 
 
@@ -512,6 +517,15 @@ def _guess(table: _Table, kinds: dict[str, str] | None) -> Columns:
         why = "; ".join(f"'{c.name}': {c.why}" for c in columns.left_out[:5])
         raise BadInput(f"'{table.name}' has no column to score: {why}; say kinds to read them all the same")
     return columns
+
+
+def _rate(known: Detector | None, rate: float | None) -> float:
+    """Return the rate that was asked for, or that of a saved alarm; the alarm must be able to keep it."""
+    alarm = known if isinstance(known, Alarm) else None
+    if rate is None:
+        rate = alarm.rate if alarm else LABEL_RATE
+    check_rate(rate, len(alarm.calibration_scores_) if alarm else None)
+    return rate
 
 
 def _columns_of(fitted: Detector, head: pl.DataFrame) -> Columns:

@@ -21,9 +21,12 @@ from farout.io.files import writing
 from farout.scoring import versions
 
 
+OVER = "over the limit"  # how the error of a cell begins that was not run because of `Limits.columns`
+
+
 @dataclass(frozen=True)
 class Limits:
-    """How many rows are used; what was used stands in the table, in ``rows``, ``fitted`` and ``rows_in_set``.
+    """How much of a set is used; what was used stands in the table, in ``rows``, ``fitted`` and ``rows_in_set``.
 
     Attributes
     ----------
@@ -32,6 +35,9 @@ class Limits:
     fit_rows : mapping of str to int
         Most rows that a class of detectors is fitted on, drawn by the seed; all rows are scored. The one-class SVM has
         a cost that is cubic in the rows that it is fitted on.
+    columns : mapping of str to int
+        Most columns that a class of detectors is given; a cell with more is not run, and its error says so. MCD inverts
+        about a thousand matrices of that size.
 
     Examples
     --------
@@ -41,6 +47,7 @@ class Limits:
 
     rows: int = 50_000
     fit_rows: Mapping[str, int] = field(default_factory=lambda: {"OCSVM": 12_000})
+    columns: Mapping[str, int] = field(default_factory=lambda: {"MCD": 500})
 
 
 def one_class_split(y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +151,11 @@ def measured(cell: Cell, folder: Path | None) -> dict[str, Any]:
     record["rows_in_set"] = cell.rows_in_set
     if isinstance(cell.data, str):
         return record | {"error": cell.data}
-    record["features"] = cell.data.X.shape[1]
+    record["features"] = width = cell.data.X.shape[1]
+    kind = type(cell.detector).__name__
+    most = cell.limits.columns.get(kind, width)
+    if width > most:
+        return record | {"error": f"{OVER}: {width:,} columns, and '{kind}' is given at most {most:,}"}
     try:
         with threadpool_limits(1):
             record |= cell.measure(cell.data)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from farout.bench._cells import Cell, Limits, measured, one_class_split, read
+from farout.bench._cells import OVER, Cell, Limits, measured, one_class_split, read
 from farout.cards import find
 from farout.contract import Detector
 from farout.data import Dataset
 from farout.errors import UnknownName
 
-__all__ = ["PROTOCOLS", "Limits", "Progress", "matrix", "one_class_split", "run"]
+__all__ = ["OVER", "PROTOCOLS", "Limits", "Progress", "matrix", "one_class_split", "run"]
 
 Progress = Callable[[str, float], None]
 

@@ -100,6 +100,17 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name.split(".")[0] + ending)
 
 
+def check_outputs(paths: list[Path]) -> None:
+    """Refuse before the work what could not be written after it."""
+    from farout.io._write import written_format
+
+    for path in paths:
+        if str(path) != "-" and path.suffix.lower() not in (".html", ".htm"):
+            written_format(path)
+        if not path.parent.is_dir():
+            raise BadInput(f"cannot write '{path}': there is no folder '{path.parent}'; make it first")
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file, whole or not at all."""
     from farout.io.files import writing

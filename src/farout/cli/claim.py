@@ -26,12 +26,12 @@ def claim(
     Whether a claim holds is part of the answer, not an error: the exit code is 0 either way.
     """
     from farout.cards import find, list_cards
-    from farout.claims import run, save
+    from farout.claims import as_text, run, save
 
     output.mkdir(parents=True, exist_ok=True)
     slugs = [card.slug for card in list_cards()] if paper == "all" else [find(paper).slug]
     for slug in slugs:
         with progress(quiet) as report:
             measured = run(slug, budget, report)
-        print(measured)
-        talk("wrote " + ", ".join(str(path) for path in save(measured, output)), quiet)
+        print(as_text(measured))
+        talk(f"wrote {save(measured, output)}", quiet)

@@ -17,7 +17,6 @@ from farout.cli.score import (
     LeaveOut,
     Method,
     Quiet,
-    Rate,
     Scheduler,
     Seed,
     Set,
@@ -34,7 +33,7 @@ def fit(
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the detector.")],
     method: Method = None,
-    rate: Rate = 0.01,
+    rate: Annotated[float, typer.Option(help="Share of normal rows that may ring.")] = 0.01,
     set_: Set = [],  # noqa: B006
     kind: Kind = [],  # noqa: B006
     leave_out: LeaveOut = [],  # noqa: B006

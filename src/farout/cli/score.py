@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farout.cli._common import assignments, beside, parameters, present, progress, table, talk, write_json
+from farout.cli._common import (
+    assignments,
+    beside,
+    check_outputs,
+    parameters,
+    present,
+    progress,
+    table,
+    talk,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from farout.kit.columns import Columns
@@ -22,8 +32,10 @@ Method = Annotated[str | None, typer.Option("--method", "-m", help="See 'farout 
 Set = Annotated[list[str], typer.Option("--set", help="A parameter of the method: name=value.")]
 Kind = Annotated[list[str], typer.Option("--kind", help="How to read a column: name=numeric|category|date.")]
 LeaveOut = Annotated[list[str], typer.Option("--leave-out", help="A column that is not to be read.")]
-Rate = Annotated[float, typer.Option(help="Share of rows that may ring.")]
-Seed = Annotated[int, typer.Option(help="For everything that is drawn.")]
+Rate = Annotated[
+    float | None, typer.Option(help="Share of rows that may ring.  [default: 0.01, or that of the saved detector]")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="For everything that is drawn.")]
 Engine = Annotated[str, typer.Option(help="auto, memory, stream or dask.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a Dask scheduler; a local cluster without it.")]
 As = Annotated[str | None, typer.Option("--as", help="Format of the table, where its ending does not say it.")]
@@ -41,7 +53,7 @@ def score(
     method: Method = None,
     fit_on: Annotated[str | None, typer.Option(help="Normal rows to learn from; p-values are then tests.")] = None,
     saved: Annotated[str | None, typer.Option("--with", help="A detector saved by 'farout fit'.")] = None,
-    rate: Rate = 0.01,
+    rate: Rate = None,
     top: Annotated[int, typer.Option(help="Rows to print.")] = 20,
     output: Annotated[
         list[Path], typer.Option("--output", "-o", help="Where to write: .parquet, .csv, .html ...; may be repeated.")
@@ -61,8 +73,12 @@ def score(
     from farout.scoring import DEFAULT
     from farout.scoring import score as score_table
 
-    if saved and (method or fit_on or set_):
-        raise BadInput("--with scores by a saved detector, so --method, --fit-on and --set have no place beside it")
+    if saved and (method or fit_on or set_ or kind or leave_out):
+        raise BadInput(
+            "--with scores by a saved detector, so --method, --fit-on, --set, --kind and --leave-out have no place "
+            "beside it"
+        )
+    check_outputs(output)
     source = table(data, as_, encoding)
     name = getattr(source, "name", data)
     with progress(quiet) as report:

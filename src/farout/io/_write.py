@@ -41,9 +41,7 @@ def write_table(frame: Any, path: str | os.PathLike[str]) -> None:
     import pyarrow as pa
 
     path = Path(path)
-    format_ = format_of(path)
-    if format_ not in ("csv", "tsv", "jsonl", "parquet", "feather"):
-        raise BadInput(f"cannot write '{path.name}'; give an ending of csv, tsv, jsonl, parquet or feather")
+    format_ = written_format(path)
     table = to_polars(frame)
     try:
         with writing(path) as temporary:
@@ -59,6 +57,14 @@ def write_table(frame: Any, path: str | os.PathLike[str]) -> None:
                     table.write_csv(stream, separator="\t" if format_ == "tsv" else ",")
     except pl.exceptions.PolarsError as error:
         raise BadInput(f"cannot write '{path}' as {format_}: {first_line(error)}") from error
+
+
+def written_format(path: Path) -> str:
+    """Tell the format in which a path is written; an ending that is not written raises BadInput."""
+    format_ = format_of(path)
+    if format_ not in ("csv", "tsv", "jsonl", "parquet", "feather"):
+        raise BadInput(f"cannot write '{path.name}'; give an ending of csv, tsv, jsonl, parquet or feather")
+    return format_
 
 
 def first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from farout.errors import BadInput
+from farout.errors import BadInput, FaroutError
 from farout.io.files import writing
 
 FORMAT = 1
@@ -86,9 +86,9 @@ def read_state(path: str | Path) -> Any:
                     f"version reads formats up to {FORMAT}: upgrade farout"
                 )
             return _decode(header["tree"], bundle)
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, BadInput):
-            raise
+    except FaroutError:
+        raise
+    except Exception as error:  # zip, JSON, numpy and skops each have their own ways to fail on what is damaged
         raise BadInput(
             f"'{path}' cannot be read as a saved detector ({error}): it is truncated, damaged or another kind of file; "
             "nothing in it was run"

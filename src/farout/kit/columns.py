@@ -205,7 +205,8 @@ class Columns:
         return Features(names, arrays, frame.height, dates)
 
     def _check_present(self, frame: pl.DataFrame) -> None:
-        gone = [name for name in self.names if name not in frame.columns]
+        present = set(frame.columns)
+        gone = [name for name in self.names if name not in present]
         if gone:
             named = ", ".join(f"'{name}'" for name in gone[:5]) + (" ..." if len(gone) > 5 else "")
             raise BadInput(
@@ -225,7 +226,7 @@ class Reading:
         return self.frame.height
 
     def __getitem__(self, rows: np.ndarray) -> Reading:
-        return Reading(self.frame[rows], self.columns)
+        return Reading(self.frame.filter(rows) if rows.dtype == bool else self.frame[rows], self.columns)
 
     def features(self) -> Features:
         """Read the frame."""
@@ -358,8 +359,8 @@ def _numbers(column: Column, series: pl.Series) -> np.ndarray:
 
 
 def _floats(series: pl.Series) -> np.ndarray:
-    """Return a writable contiguous array with NaN for missing values."""
-    return np.ascontiguousarray(series.fill_null(float("nan")).to_numpy(), dtype=float)
+    """Return a contiguous array with NaN for missing values."""
+    return np.ascontiguousarray(series.to_numpy(), dtype=float)
 
 
 def _codes(series: pl.Series) -> Codes:

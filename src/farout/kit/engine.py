@@ -34,12 +34,13 @@ def in_threads(work: Callable[[A], B], items: Iterable[A], n_jobs: int | None) -
     >>> list(in_threads(abs, [-1, -2], n_jobs=2))
     [1, 2]
     """
-    if n_jobs in (None, 1):
-        yield from map(work, items)
-        return
     from joblib import effective_n_jobs
 
-    with ThreadPoolExecutor(effective_n_jobs(n_jobs)) as threads:
+    workers = effective_n_jobs(n_jobs)
+    if workers == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers) as threads:
         yield from threads.map(work, items)
 
 

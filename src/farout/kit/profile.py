@@ -88,14 +88,14 @@ class Profile:
 
 @dataclass
 class Ladder:
-    """Profiles of growing pieces, merged only with their like, so that n pieces cost log n compressions, not n."""
+    """Profiles of growing pieces, merged only with their like: n pieces of one size cost log2 n compressions, not n."""
 
     pieces: list[Profile]
 
     def push(self, profile: Profile) -> None:
         """Add a piece."""
         self.pieces.append(profile)
-        while len(self.pieces) > 1 and self.pieces[-2].n <= 2 * self.pieces[-1].n:
+        while len(self.pieces) > 1 and self.pieces[-2].n <= 1.5 * self.pieces[-1].n:
             last = self.pieces.pop()
             self.pieces[-1] = self.pieces[-1].merge(last)
 
@@ -173,7 +173,7 @@ def number(value: float) -> str:
 def _percent(share: float) -> str:
     """Write a share as a percentage that never rounds to 0 or 100 unless it is."""
     percent = 100 * share
-    for digits in range(0, 8):
+    for digits in range(16):
         shown = f"{percent:.{digits}f}"
         if share in (0, 1) or (float(shown) not in (0.0, 100.0) and (digits > 0 or 1 <= percent <= 99)):
             return f"{shown} %"

@@ -114,7 +114,8 @@ def _ordered_keys(x: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _repair(keys: np.ndarray, order: np.ndarray, values: np.ndarray, low: np.int64) -> None:
     """Sort, in place, within the groups of values that the shortened keys could not tell apart."""
-    same = (keys[1:] ^ keys[:-1]) <= low
+    same = (keys[1:] & ~low) == (keys[:-1] & ~low)
+    same &= ~np.isnan(values[1:])  # missing values would all sort to the end
     member = np.zeros(len(keys), bool)
     member[1:] |= same
     member[:-1] |= same

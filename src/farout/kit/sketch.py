@@ -39,8 +39,8 @@ class RankTable:
         Largest relative gap between kept ranks.
     depth : int
         Number of compressions so far.
-    moments : float64 array (3,)
-        Mean, and sums of squared and cubed deviations from it, over finite values.
+    moments : float64 array (4,)
+        Number, mean, and sums of squared and cubed deviations from it, of the finite values.
 
     Examples
     --------
@@ -56,7 +56,7 @@ class RankTable:
     depth: int = 0
     at_or_below: np.ndarray | None = None
     below: np.ndarray | None = None
-    moments: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    moments: np.ndarray = field(default_factory=lambda: np.zeros(4))
 
     @classmethod
     def of(cls, values: np.ndarray, missing: int = 0, eps: float = 0.0) -> RankTable:
@@ -103,8 +103,8 @@ class RankTable:
         return _tail(left, self.n), _tail(right, self.n)
 
     def skewness_sign(self) -> int:
-        """Return the sign of the third central moment: -1, 0 or 1."""
-        return int(np.sign(self.moments[2]))
+        """Return the sign of the third central moment: -1, 0 or 1; 0 where it overflows both ways."""
+        return int(np.sign(np.nan_to_num(self.moments[3])))
 
     def quantile(self, share: float | np.ndarray) -> np.ndarray:
         """Return the smallest kept value with at least this share of the rows at or below it."""
@@ -142,7 +142,7 @@ class RankTable:
             max(self.depth, other.depth),
             mine[0] + theirs[0],
             mine[1] + theirs[1],
-            _merged_moments((self.n, self.moments), (other.n, other.moments)),
+            _merged_moments(self.moments, other.moments),
         )._compressed()
 
     def _search(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +230,7 @@ class LevelCounts:
 
 def hashed(start: int, n: int, seed: int = 0) -> np.ndarray:
     """Give rows ``start .. start + n`` fixed pseudo-random 64-bit keys (splitmix64), however they are batched."""
-    x = np.arange(start, start + n, dtype=np.uint64) + np.uint64(seed * 0x9E3779B9 + 1)
+    x = np.arange(start, start + n, dtype=np.uint64) + np.uint64((seed * 0x9E3779B9 + 1) % 2**64)
     x *= np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -261,28 +261,30 @@ def _log_ranks(n: int, eps: float) -> np.ndarray:
 
 
 def _moments(values: np.ndarray) -> np.ndarray:
-    """Mean and sums of squared and cubed deviations of sorted values, infinities left out."""
+    """Number, mean and sums of squared and cubed deviations of sorted values, infinities left out."""
     if len(values) and not (np.isfinite(values[0]) and np.isfinite(values[-1])):
         values = values[np.isfinite(values)]
     if len(values) == 0 or values[0] == values[-1]:
-        return np.array([values[0] if len(values) else 0.0, 0.0, 0.0])
-    mean, squares, cubes = values.mean(), 0.0, 0.0
-    for start in range(0, len(values), 1 << 14):
-        deviation = values[start : start + (1 << 14)] - mean
-        squared = deviation * deviation
-        squares += squared.sum()
-        cubes += (squared * deviation).sum()  # no dot: BLAS would wake its threads for each piece
-    return np.array([mean, squares, cubes])
+        return np.array([len(values), values[0] if len(values) else 0.0, 0.0, 0.0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, squares, cubes = values.mean(), 0.0, 0.0
+        for start in range(0, len(values), 1 << 14):
+            deviation = values[start : start + (1 << 14)] - mean
+            squared = deviation * deviation
+            squares += squared.sum()
+            cubes += (squared * deviation).sum()  # no dot: BLAS would wake its threads for each piece
+    return np.array([len(values), mean, squares, cubes])
 
 
-def _merged_moments(a: tuple[int, np.ndarray], b: tuple[int, np.ndarray]) -> np.ndarray:
+def _merged_moments(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Combine moments of two sets of rows (Chan, Golub, LeVeque; Pebay for the third)."""
-    (n_a, (mean_a, m2_a, m3_a)), (n_b, (mean_b, m2_b, m3_b)) = a, b
-    n = n_a + n_b
+    (n_a, mean_a, m2_a, m3_a), (n_b, mean_b, m2_b, m3_b) = a, b
     if n_a == 0 or n_b == 0:
-        return a[1] if n_b == 0 else b[1]
-    step = mean_b - mean_a
-    mean = mean_a + step * n_b / n
-    m2 = m2_a + m2_b + step**2 * n_a * n_b / n
-    m3 = m3_a + m3_b + step**3 * n_a * n_b * (n_a - n_b) / n**2 + 3 * step * (n_a * m2_b - n_b * m2_a) / n
-    return np.array([mean, m2, m3])
+        return a if n_b == 0 else b
+    n = n_a + n_b
+    with np.errstate(over="ignore", invalid="ignore"):
+        step = mean_b - mean_a
+        mean = mean_a + step * n_b / n
+        m2 = m2_a + m2_b + step**2 * n_a * n_b / n
+        m3 = m3_a + m3_b + step**3 * n_a * n_b * (n_a - n_b) / n**2 + 3 * step * (n_a * m2_b - n_b * m2_a) / n
+    return np.array([n, mean, m2, m3])

@@ -10,18 +10,19 @@ from farout.kit.columns import Codes, Features
 from farout.kit.profile import Profile
 from farout.kit.sketch import LevelCounts
 from farout.report._page import plain
-from farout.report._reading import Reading
+from farout.report._view import View
 
 BARS = 60
+RIM = 4.0  # standard deviations, beyond which a value lies at the rim of the picture
 PROJECTED = 300  # features in the picture at most: its cost grows with them, its meaning does not
 
 
-def histogram(reading: Reading) -> dict[str, Any]:
+def histogram(view: View) -> dict[str, Any]:
     """Count the scores; the alarm line is an edge between two bars, and the marked rows are a rug below.
 
     A few scores far beyond the rest would leave one bar for all others, so then equal steps are steps of the logarithm.
     """
-    scores, line = reading.result.scores, reading.line
+    scores, line = view.result.scores, view.line
     edges, logarithmic = bins(scores, line)
     counts = np.histogram(scores, edges)[0]
     above = np.zeros(len(counts), bool) if line is None else edges[:-1] >= line
@@ -36,7 +37,7 @@ def histogram(reading: Reading) -> dict[str, Any]:
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",
     }
-    at = scores[reading.rows]
+    at = scores[view.rows]
     rug = {
         "type": "scatter",
         "mode": "markers",
@@ -44,7 +45,7 @@ def histogram(reading: Reading) -> dict[str, Any]:
         "y": np.zeros(len(at)),
         "yaxis": "y2",
         "marker": {"symbol": "line-ns", "size": 12, "line": {"width": 1.5, "color": "var(--accent)"}},
-        "text": [_hover(reading, place) for place in range(reading.marked)],
+        "text": [_hover(view, place) for place in range(view.marked)],
         "hovertemplate": "%{text}<extra></extra>",
     }
     many = len(scores) >= 100
@@ -53,7 +54,13 @@ def histogram(reading: Reading) -> dict[str, Any]:
         "bargap": 0,
         "showlegend": False,
         "margin": {"l": 48, "r": 16, "t": 32, "b": 48},
-        "xaxis": {"title": {"text": "score"}, "showgrid": False, "zeroline": False, **_log_ticks(x, logarithmic)},
+        "xaxis": {
+            "title": {"text": "score"},
+            "anchor": "y2",
+            "showgrid": False,
+            "zeroline": False,
+            **_log_ticks(x, logarithmic),
+        },
         "yaxis": {
             "title": {"text": "rows (log scale)" if many else "rows"},
             "domain": [0.1, 1],
@@ -112,13 +119,13 @@ def _log_ticks(x: np.ndarray, logarithmic: bool) -> dict[str, Any]:
     return {"tickvals": ticks, "ticktext": [f"{10**t:,.3g}" for t in ticks]}
 
 
-def _hover(reading: Reading, place: int) -> str:
-    row = reading.result.top_rows[place]
-    words = [plain(word, 70) for word in reading.words(place)]
-    return "<br>".join([f"<b>row {row:,}</b>  score {reading.result.scores[row]:.4g}", *words])
+def _hover(view: View, place: int) -> str:
+    row = view.result.top_rows[place]
+    words = [plain(word, 70) for word in view.words(place)]
+    return "<br>".join([f"<b>row {row:,}</b>  score {view.result.scores[row]:.4g}", *words])
 
 
-def picture(reading: Reading) -> tuple[dict[str, Any], str] | None:
+def picture(view: View) -> tuple[dict[str, Any], str] | None:
     """Project the sample and the marked rows onto the two directions in which the sample varies most.
 
     Numbers become normal scores (the normal quantile of their rank), so that a value far out lies at the rim and does
@@ -129,16 +136,16 @@ def picture(reading: Reading) -> tuple[dict[str, Any], str] | None:
     figure, caption : dict, str
         None where there are not two features and three rows that vary.
     """
-    result = reading.result
-    usual = ~np.isin(result.sample_rows, reading.rows)
+    result = view.result
+    usual = ~np.isin(result.sample_rows, view.rows)
     chosen = np.arange(len(result.profile.names))[:PROJECTED]
     if len(chosen) < 2 or usual.sum() < 3:
         return None
     sample = _spread(result.profile, result.features(result.sample_frame), chosen)
-    odd = _spread(result.profile, reading.features.take(np.arange(reading.marked)), chosen)
+    odd = _spread(result.profile, view.features.take(np.arange(view.marked)), chosen)
     centre, scale = sample.mean(axis=0), sample.std(axis=0)
     scale[scale < 1e-9] = np.inf  # a feature that does not vary moves nothing
-    sample, odd = (sample - centre) / scale, (odd - centre) / scale
+    sample, odd = (np.clip((x - centre) / scale, -RIM, RIM) for x in (sample, odd))
     directions, share = _principal(sample)
     if directions is None:
         return None
@@ -159,7 +166,7 @@ def picture(reading: Reading) -> tuple[dict[str, Any], str] | None:
             "x": far[:, 0],
             "y": far[:, 1],
             "marker": {"color": "var(--accent)", "size": 9, "line": {"color": "var(--paper)", "width": 1}},
-            "text": [_hover(reading, place) for place in range(reading.marked)],
+            "text": [_hover(view, place) for place in range(view.marked)],
             "hovertemplate": "%{text}<extra></extra>",
         },
     ]
@@ -168,20 +175,20 @@ def picture(reading: Reading) -> tuple[dict[str, Any], str] | None:
         for d in directions
     ]
     titles = [f"{which} direction: mostly {name}" for which, name in zip(("first", "second"), names)]
-    flat = {"zeroline": False, "showticklabels": False}
+    bare = {"zeroline": False, "showticklabels": False, "showgrid": False}
     layout = {
         "height": 480,
         "showlegend": False,
         "hovermode": "closest",
         "margin": {"l": 32, "r": 16, "t": 32, "b": 36},
-        "xaxis": {"title": {"text": titles[0]}, **flat},
-        "yaxis": {"title": {"text": titles[1]}, **flat},
+        "xaxis": {"title": {"text": titles[0]}, **bare},
+        "yaxis": {"title": {"text": titles[1]}, **bare},
     }
     cut = f" Only the first {PROJECTED} features are used." if len(result.profile.names) > PROJECTED else ""
     caption = (
-        f"Grey: {int(usual.sum()):,} rows drawn at random. Orange: {reading.who}. Each number is replaced by the "
-        "normal quantile of its rank and each category by how rare its level is, so that values far out cannot squash the "
-        f"picture; the two axes are the first two principal components of the sample ({100 * share:.0f} % of its "
+        f"Grey: {int(usual.sum()):,} rows drawn at random. Orange: {view.who}. Each number is replaced by the "
+        "normal quantile of its rank and each category by how rare its level is, so that values far out cannot squash "
+        f"the picture; the axes are the first two principal components of the sample ({100 * share:.0f} % of its "
         f"variance).{cut} A row that is odd in other directions can lie in the middle here."
     )
     return {"data": data, "layout": layout}, caption
@@ -208,10 +215,10 @@ def _spread(profile: Profile, features: Features, chosen: np.ndarray) -> np.ndar
 
 def _principal(x: np.ndarray) -> tuple[np.ndarray | None, float]:
     """Return the first two principal directions of centred rows, and the share of the variance along them."""
-    variance = float((x * x).sum())
-    if not variance:
+    variances, directions = np.linalg.eigh(x.T @ x)
+    if variances[-1] <= 0:
         return None, 0.0
-    _, singular, directions = np.linalg.svd(x, full_matrices=False)
-    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
-    directions = directions * np.where(largest < 0, -1, 1)  # a sign that does not depend on the machine
-    return directions[:2], float((singular[:2] ** 2).sum() / variance)
+    first = directions.T[:-3:-1]
+    largest = np.take_along_axis(first, np.abs(first).argmax(axis=1)[:, None], axis=1)
+    # a sign that does not depend on the machine
+    return first * np.sign(largest), float(variances[-2:].sum() / variances.sum())

@@ -132,19 +132,19 @@ def write(path: str | PathLike[str], html: str) -> None:
         temporary.write_text(html, encoding="utf-8")
 
 
-def render(name: str, **values: Any) -> Markup:
+def render(template: str, /, **values: Any) -> Markup:
     """Fill a template of this room; values that are not :class:`markupsafe.Markup` are escaped.
 
     Parameters
     ----------
-    name : str
+    template : str
         File in ``report/templates``.
     **values
         What it names.
     """
     from markupsafe import Markup
 
-    return Markup(_templates().get_template(name).render(values))
+    return Markup(_templates().get_template(template).render(values))
 
 
 def figure(fig: Mapping[str, Any], alt: str, caption: str | Markup = "") -> Markup:
@@ -233,7 +233,7 @@ def _short_floats(array: np.ndarray) -> list[Any]:
         return [_short_floats(row) for row in array]
     finite = np.isfinite(array)
     largest, span = np.abs(array[finite]).max(initial=0), np.ptp(array[finite]) if finite.any() else 0.0
-    digits = DIGITS + (min(11, int(np.ceil(np.log10(largest / span)))) if 0 < span < largest else 0)
+    digits = DIGITS + (min(11, int(np.log10(largest / span))) if 0 < span < largest else 0)
     return [float(f"{x:.{digits}g}") if known else None for x, known in zip(array.tolist(), finite.tolist())]
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from farout.kit.sketch import LevelCounts, RankTable
-from farout.report._reading import Reading
+from farout.report._view import View
 
 MOST = 24  # features
 BINS = 48
 LEVELS = (5, 4)  # of a category: the most frequent ones, and beside them those of odd rows
-FAR = 12  # a range this many times as wide as the middle 90 % of the rows is drawn with its ends pulled in
+FAR = 6  # a range this many times as wide as the middle 90 % of the rows is drawn with its ends pulled in
 
 
 @dataclass
@@ -29,11 +29,12 @@ class Mark:
 
 @dataclass
 class Level:
-    """A level of a category."""
+    """A level of a category: its share of the rows, and the width of its bar, 100 for the most frequent level."""
 
     name: str
-    count: float
+    count: int
     percent: float
+    width: float
     odd: int
     strong: bool
 
@@ -83,33 +84,34 @@ class Strip:
         )
 
 
-def strips(reading: Reading) -> list[Strip]:
+def strips(view: View) -> list[Strip]:
     """Draw the features that the odd rows are blamed on, most blamed first.
 
-    A feature's blame is the sum of what it adds to the scores of all rows that ring, or of the marked ones where none
-    rings.
+    A feature's blame is what it adds to the scores of all rows that ring (of the marked ones where none rings) beyond
+    what it usually adds.
     """
-    result = reading.result
+    result = view.result
     rang = result.alarms[result.top_rows]
-    parts = result.reasons[rang] if rang.any() else reading.parts[: reading.marked]
-    order = np.argsort(-np.maximum(parts, 0).sum(axis=0), kind="stable")[:MOST]
-    return [_strip(reading, int(j)) for j in order]
+    parts = result.reasons[rang] if rang.any() else view.parts[: view.marked]
+    blame = np.maximum(parts - result.usual_reasons, 0).sum(axis=0)
+    order = np.argsort(-blame, kind="stable")[:MOST]
+    return [_strip(view, int(j)) for j in order]
 
 
-def _strip(reading: Reading, feature: int) -> Strip:
-    column = reading.result.profile.columns[feature]
-    values = [reading.value(place, feature) for place in range(reading.marked)]
+def _strip(view: View, feature: int) -> Strip:
+    column = view.result.profile.columns[feature]
+    values = [view.value(place, feature) for place in range(view.marked)]
     gone = sum(value is None or value != value for value in values)
-    blamed = int(reading.named[: reading.marked, feature].sum())
-    strip = Strip(reading.result.profile.names[feature], blamed, gone)
+    blamed = int(view.named[: view.marked, feature].sum())
+    strip = Strip(view.result.profile.names[feature], blamed, gone)
     if isinstance(column, LevelCounts):
-        _fill_levels(strip, reading, feature, column, [str(value) for value in values if value is not None])
+        _fill_levels(strip, view, feature, column, [str(value) for value in values if value is not None])
     else:
-        _fill_numbers(strip, reading, feature, column, np.array(values, dtype=float))
+        _fill_numbers(strip, view, feature, column, np.array(values, dtype=float))
     return strip
 
 
-def _fill_numbers(strip: Strip, reading: Reading, feature: int, column: RankTable, odd: np.ndarray) -> None:
+def _fill_numbers(strip: Strip, view: View, feature: int, column: RankTable, odd: np.ndarray) -> None:
     kept = column.values[np.isfinite(column.values)]
     seen = np.concatenate((kept[:1], kept[-1:], odd[np.isfinite(odd)]))
     if len(seen) == 0:
@@ -119,25 +121,24 @@ def _fill_numbers(strip: Strip, reading: Reading, feature: int, column: RankTabl
     at_or_below = column.counts(scale.edges())[0]
     strip.counts = np.diff(at_or_below[1:-1], prepend=0.0, append=float(column.n))  # the outer bars hold infinities too
     strip.pulled = scale.pulled
-    strip.ends = [
-        reading.shown(feature, value) for value in (low, float(column.quantile(0.5)) if column.n else low, high)
-    ]
+    strip.ends = [view.shown(feature, value) for value in (low, float(column.quantile(0.5)) if column.n else low, high)]
     for place in np.flatnonzero(~np.isnan(odd)):
-        words = f"row {reading.rows[place]:,}: {reading.said(int(place), feature)}"
+        words = f"row {view.rows[place]:,}: {view.said(int(place), feature)}"
         x = float(scale.place(np.clip(odd[place], low, high)))
-        strip.marks.append(Mark(round(x, 2), bool(reading.named[place, feature]), words))
+        strip.marks.append(Mark(round(x, 2), bool(view.named[place, feature]), words))
     strip.marks.sort(key=lambda mark: mark.strong)  # strong ones on top
 
 
-def _fill_levels(strip: Strip, reading: Reading, feature: int, column: LevelCounts, odd: list[str]) -> None:
+def _fill_levels(strip: Strip, view: View, feature: int, column: LevelCounts, odd: list[str]) -> None:
     frequent = [column.levels[i] for i in np.argsort(-column.counts, kind="stable")[: LEVELS[0]]]
     hits = {level: odd.count(level) for level in dict.fromkeys(odd)}
     rare = sorted((level for level in hits if level not in frequent), key=lambda level: -hits[level])[: LEVELS[1]]
     chosen = frequent + rare
-    strong = {reading.value(place, feature) for place in range(reading.marked) if reading.named[place, feature]}
-    total = max(column.n, 1)
+    strong = {view.value(place, feature) for place in range(view.marked) if view.named[place, feature]}
+    total, highest = max(column.n, 1), max(column.counts.max(initial=0), 1)
     for level, count in sorted(zip(chosen, column.lookup(chosen)), key=lambda pair: -pair[1]):
-        strip.levels.append(Level(level, count, 100 * count / total, hits.get(level, 0), level in strong))
+        shares = 100 * count / total, 100 * count / highest
+        strip.levels.append(Level(level, int(count), *shares, hits.get(level, 0), level in strong))
     left = len(set(column.levels) - set(chosen))
     strip.others = (left, 100 - sum(level.percent for level in strip.levels)) if left else (0, 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from farout.io.state import saved
 from farout.io.tables import to_polars
 from farout.kit.columns import ArrayFeatures, Codes, Columns, Features, Reading
 from farout.kit.sketch import LevelCounts
+
+FLAT = 1e-10  # least variance of a direction, in squared standard deviations of the features
 
 
 class TableDetector(Detector):
@@ -55,10 +58,23 @@ class TableDetector(Detector):
                 _refuse_infinity(features, type(self).__name__)
         else:
             features = ArrayFeatures(X)
+        if not reset and isinstance(X, Reading):
+            self._check_like_fitted(features)
         if reset:
             self.columns_: Columns | None = X.columns if isinstance(X, Reading) else None
             self.feature_names_ = features.names
         return features
+
+    def _check_like_fitted(self, features: Features) -> None:
+        """Refuse a frame that a detector of plain arrays cannot read."""
+        if len(features.names) != len(self.feature_names_):
+            raise BadInput(
+                f"the table has {len(features.names)} features ({', '.join(features.names[:5])} ...), but "
+                f"'{type(self).__name__}' was fitted on {len(self.feature_names_)}"
+            )
+        words = [name for name, column in features if isinstance(column, Codes)] if self.columns_ is None else []
+        if words:
+            raise BadInput(f"column '{words[0]}' is no number, but '{type(self).__name__}' was fitted on an array")
 
     def _reading(self, X: Any, reset: bool) -> Reading:
         """Read a frame as it says itself, as it was read when fitted, or by the types of its columns."""
@@ -82,7 +98,9 @@ class TableDetector(Detector):
 
 
 class MatrixDetector(TableDetector):
-    """A table detector that reads one float matrix; a subclass says how categories and scales enter it.
+    """A table detector that reads one float matrix.
+
+    A subclass says how categories and scales enter it, and writes ``_learn`` and ``_score``.
 
     Attributes
     ----------
@@ -91,6 +109,22 @@ class MatrixDetector(TableDetector):
 
     _categories = "surprise"
     standardize = True
+
+    def fit_score(self, X: Any, y: Any = None) -> np.ndarray:
+        scores = self._learn(self._matrix(X, reset=True))
+        self._set_offset(scores)
+        return scores
+
+    def outlier_score(self, X: Any) -> np.ndarray:
+        return self._score(self._matrix(X, reset=False))
+
+    @abstractmethod
+    def _learn(self, matrix: np.ndarray) -> np.ndarray:
+        """Fit on a matrix (n, columns) and return the scores (n,) of its rows."""
+
+    @abstractmethod
+    def _score(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the scores (n,) of new rows."""
 
     def _matrix(self, X: Any, reset: bool) -> np.ndarray:
         """Return the matrix (n, columns) of a table; it can be ``X`` itself, so nobody may write to it."""
@@ -105,7 +139,7 @@ class MatrixDetector(TableDetector):
 class Encoder:
     """Features to one float matrix, for methods that add, multiply or split numbers.
 
-    A missing number becomes the training median (that of 16,384 drawn rows where there are more), a missing level the
+    A missing number becomes the training median (that of 4,096 drawn rows where there are more), a missing level the
     average code of its column, so that neither says anything. Categories become, by ``categories``:
 
     - ``"one_hot"``: a column a level, weighted by 1 / sqrt(2), so that two different levels are at distance 1; all but
@@ -127,7 +161,7 @@ class Encoder:
     """
 
     LEVELS = 32
-    DRAWN = 16_384
+    DRAWN = 4096
     FARTHEST = 1e100
 
     categories: str
@@ -230,4 +264,6 @@ def _location(values: np.ndarray) -> tuple[float, float]:
 
 def _is_frame(X: Any) -> bool:
     """Tell frames (pandas, polars, pyarrow, lazy ones) from arrays and lists."""
-    return isinstance(X, Reading) or any(hasattr(X, word) for word in ("columns", "column_names", "__dataframe__"))
+    return isinstance(X, Reading) or any(
+        hasattr(type(X), word) for word in ("columns", "column_names", "__dataframe__")
+    )

@@ -95,11 +95,10 @@ class NeighbourDetector(MatrixDetector):
             around += self.neighbours_.rows[place]
         return self.encoder_.per_feature((matrix - around / self.n_neighbors_) ** 2)
 
-    def _learn(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Keep the rows, and return the neighbours of each among the others."""
+    def _keep(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keep the rows; return distances and places of each one's neighbours among the others."""
         if self.n_neighbors < 1:
             raise BadInput(f"n_neighbors is a number of rows, at least 1, not {self.n_neighbors}")
-        matrix = self._matrix(X, reset=True)
         self.neighbours_ = Neighbours(np.array(matrix, order="C"))
         self.n_neighbors_ = max(1, min(self.n_neighbors, len(matrix) - 1))
         return self._nearest(None)

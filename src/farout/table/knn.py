@@ -2,7 +2,7 @@
 
 Sridhar Ramaswamy, Rajeev Rastogi, Kyuseok Shim, SIGMOD 2000 (doi 10.1145/342009.335437).
 
-The score of a row is the distance to its k-th nearest neighbour: no distribution is assumed, and the rows can be ranked.
+The score of a row is the distance to its k-th nearest neighbour: no distribution is assumed, and rows can be ranked.
 
 The paper claims that its partition-based algorithm finds the top outliers by this score in time that scales well with
 both the number of rows and of dimensions.
@@ -17,7 +17,7 @@ Differences from the paper:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from farout.cards import paper
 from farout.errors import BadInput
 from farout.table._neighbours import NeighbourDetector
 
-_OF_ROW = {"largest": np.max, "mean": np.mean, "median": np.median}
+_OF_ROW: dict[str, Callable[..., np.ndarray]] = {"largest": np.max, "mean": np.mean, "median": np.median}
 
 
 @paper(
@@ -83,12 +83,10 @@ class KNN(NeighbourDetector):
         self.standardize = standardize
         self.n_jobs = n_jobs
 
-    def fit_score(self, X: Any, y: Any = None) -> np.ndarray:
+    def _learn(self, matrix: np.ndarray) -> np.ndarray:
         if self.distance not in _OF_ROW:
             raise BadInput(f"distance is {' or '.join(map(repr, _OF_ROW))}, not '{self.distance}'")
-        scores = _OF_ROW[self.distance](self._learn(X)[0], axis=1)
-        self._set_offset(scores)
-        return scores
+        return _OF_ROW[self.distance](self._keep(matrix)[0], axis=1)
 
-    def outlier_score(self, X: Any) -> np.ndarray:
-        return _OF_ROW[self.distance](self._nearest(self._matrix(X, reset=False))[0], axis=1)
+    def _score(self, matrix: np.ndarray) -> np.ndarray:
+        return _OF_ROW[self.distance](self._nearest(matrix)[0], axis=1)

@@ -13,13 +13,11 @@ Differences from the paper:
 - A neighbourhood has exactly k rows, as in scikit-learn; the paper takes in all rows tied at the k-th distance.
 - 1e-10 is added to the mean reachability distance, as in scikit-learn; in the paper k duplicates have infinite density.
 - New rows are scored against the training rows, whose densities stay as they are.
-- Numbers are standardised (``standardize=False`` is the paper); missing numbers take the training median, and categories
+- Numbers are standardised (``standardize=False`` is the paper); missing numbers take the training median; categories
   are one-hot.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -33,8 +31,8 @@ from farout.table._neighbours import NeighbourDetector
     authors="Breunig, Kriegel, Ng, Sander",
     url="https://doi.org/10.1145/342009.335388",
     year=2000,
-    claim="A local factor finds meaningful outliers that global notions miss; rows deep inside a cluster have one close "
-    "to 1.",
+    claim="A local factor finds meaningful outliers that global notions miss; rows deep inside a cluster have one "
+    "close to 1.",
     differs="Neighbourhoods have exactly k rows (ties are cut) and densities stay finite, as in scikit-learn. New rows "
     "are scored against the training rows. Numbers are standardised; missing values and categories are added.",
     takes=("numeric", "missing", "category", "date"),
@@ -73,7 +71,7 @@ class LOF(NeighbourDetector):
     >>> import numpy as np
     >>> X = np.array([[0.0], [1.0], [2.0], [3.0], [20.0]])
     >>> LOF(n_neighbors=2, standardize=False).fit_score(X).round(3)
-    array([0.875, 1.333, 1.333, 0.875, 9.917])
+    array([ 1.   ,  1.   ,  1.   ,  1.   , 11.667])
     """
 
     def __init__(self, n_neighbors: int = 20, standardize: bool = True, n_jobs: int | None = None) -> None:
@@ -81,16 +79,14 @@ class LOF(NeighbourDetector):
         self.standardize = standardize
         self.n_jobs = n_jobs
 
-    def fit_score(self, X: Any, y: Any = None) -> np.ndarray:
-        distances, places = self._learn(X)
+    def _learn(self, matrix: np.ndarray) -> np.ndarray:
+        distances, places = self._keep(matrix)
         self.radii_ = distances[:, -1].copy()
         self.densities_ = self._density(distances, places)
-        scores = self.densities_[places].mean(axis=1) / self.densities_
-        self._set_offset(scores)
-        return scores
+        return self.densities_[places].mean(axis=1) / self.densities_
 
-    def outlier_score(self, X: Any) -> np.ndarray:
-        distances, places = self._nearest(self._matrix(X, reset=False))
+    def _score(self, matrix: np.ndarray) -> np.ndarray:
+        distances, places = self._nearest(matrix)
         return self.densities_[places].mean(axis=1) / self._density(distances, places)
 
     def _density(self, distances: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -9,14 +9,12 @@ most rows lie is an estimate of the distribution's support.
 The paper proves that nu bounds the share of training rows outside from above and the share of support vectors from
 below, and that both come to nu as rows grow.
 
-Differences from the paper: numbers are standardised, the kernel's width follows scikit-learn's rule ``"scale"``, and the
-score leaves out the threshold rho, which is the same for all rows. Missing numbers take the training median; categories
-are one-hot.
+Differences from the paper: numbers are standardised, the kernel's width follows scikit-learn's rule ``"scale"``, and
+the score leaves out the threshold rho, which is the same for all rows. Missing numbers take the training median;
+categories are one-hot.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -60,7 +58,7 @@ class OCSVM(MatrixDetector):
     >>> import numpy as np
     >>> X = np.array([[0.0], [1.0], [2.0], [3.0], [20.0]])
     >>> OCSVM().fit(X).outlier_score([[1.0], [20.0], [50.0]]).round(2)
-    array([-1.5, -1. , -0. ])
+    array([-1.44, -1. , -0. ])
     """
 
     _categories = "one_hot"
@@ -70,14 +68,11 @@ class OCSVM(MatrixDetector):
         self.gamma = gamma
         self.standardize = standardize
 
-    def fit_score(self, X: Any, y: Any = None) -> np.ndarray:
+    def _learn(self, matrix: np.ndarray) -> np.ndarray:
         from sklearn.svm import OneClassSVM
 
-        matrix = self._matrix(X, reset=True)
         self.machine_ = OneClassSVM(nu=self.nu, gamma=self.gamma).fit(matrix)
-        scores = -self.machine_.score_samples(matrix)
-        self._set_offset(scores)
-        return scores
+        return self._score(matrix)
 
-    def outlier_score(self, X: Any) -> np.ndarray:
-        return -self.machine_.score_samples(self._matrix(X, reset=False))
+    def _score(self, matrix: np.ndarray) -> np.ndarray:
+        return -self.machine_.score_samples(matrix)

@@ -16,7 +16,7 @@ MARKED = 100  # rows marked in the pictures at most
 
 
 @dataclass(frozen=True)
-class Reading:
+class View:
     """The odd rows of a result, their values, and what makes them odd.
 
     Attributes
@@ -26,7 +26,7 @@ class Reading:
         Rows with this score or more ring; None when no score could.
     listed, marked : int
         How many of ``top_rows`` stand in the table, and are marked in pictures. The marked rows are those above the
-        line; where there are none, the listed ones.
+        line; where there are none, the first tenth of all rows, as far as they are listed.
     features : Features
         Of the first ``max(listed, marked)`` top rows.
     parts : float64 array (rows, features)
@@ -44,15 +44,15 @@ class Reading:
     named: np.ndarray
 
     @classmethod
-    def of(cls, result: Result) -> Reading:
+    def of(cls, result: Result) -> View:
         """Read a result."""
         rang = int(result.alarms[result.top_rows].sum())
         listed = min(len(result.top_rows), max(LISTED[0], min(rang, LISTED[1])))
-        marked = min(rang, MARKED) or listed
+        marked = min(rang, MARKED) or min(listed, max(1, len(result.scores) // 10))
         rows = max(listed, marked)
         parts = result.reasons[:rows]
         features = result.features(result.top_frame[:rows])
-        return cls(result, _line(result), listed, marked, features, parts, _named(parts))
+        return cls(result, _line(result), listed, marked, features, parts, _named(parts, result.usual_reasons))
 
     @property
     def rows(self) -> np.ndarray:
@@ -63,11 +63,8 @@ class Reading:
     def who(self) -> str:
         """Name the marked rows in words."""
         rang = int(self.result.alarms.sum())
-        if not rang:
-            return f"the {self.marked} rows farthest out"
-        if rang == 1:
-            return "the row above the line"
-        return f"the {rang:,} rows above the line" if rang == self.marked else f"the {self.marked} rows farthest out"
+        where = "above the line" if rang == self.marked else "farthest out"
+        return f"the row {where}" if self.marked == 1 else f"the {self.marked} rows {where}"
 
     def value(self, place: int, feature: int) -> float | str | None:
         """Return one cell of the row at ``top_rows[place]``: a number, a level, or None."""
@@ -101,9 +98,10 @@ def _line(result: Result) -> float | None:
     return float(np.nextafter(known[len(known) - ringing], np.inf)) if ringing else None
 
 
-def _named(parts: np.ndarray, most: int = 3) -> np.ndarray:
-    """Mark the features that add at least 15 % of what a row's strongest one adds, three at most."""
+def _named(parts: np.ndarray, usual: np.ndarray, most: int = 3) -> np.ndarray:
+    """Mark a row's reasons: its strongest unusual part, and the next that are unusual and at least 15 % as strong."""
+    unusual = np.where(parts > usual, parts, 0.0)
+    strongest = np.argsort(-unusual, axis=1, kind="stable")[:, :most]
     named = np.zeros(parts.shape, bool)
-    strongest = np.argsort(-parts, axis=1, kind="stable")[:, :most]
     np.put_along_axis(named, strongest, True, axis=1)
-    return named & (parts > 0) & (parts >= 0.15 * parts.max(axis=1, initial=0.0, keepdims=True))
+    return named & (unusual > 0) & (parts > 0.15 * np.take_along_axis(parts, strongest[:, :1], axis=1))
