@@ -445,7 +445,7 @@ class _Run:
     def scored(self, detector: Detector, table: _Table, columns: Columns, training: np.ndarray | None) -> _Scored:
         """Score all rows."""
         if training is not None:
-            return _Scored.of(table.head().select(columns.names), training, self.seed)
+            return _Scored.of(columns.select(table.head()), training, self.seed)
         pieces = self.engine.map(
             _part_scores, table.numbered, (detector, columns, self.seed), self._counted("scoring", table)
         )
@@ -508,7 +508,7 @@ def _batches(
     for frame in table.batches():
         held = hashed(start, frame.height, seed + 1000 * number) < np.uint64(held_out * (2**64 - 1))
         start += frame.height
-        yield Reading(frame.select(columns.names), columns), held
+        yield Reading(columns.select(frame), columns), held
 
 
 def _guess(table: _Table, kinds: dict[str, str] | None) -> Columns:

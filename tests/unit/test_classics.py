@@ -57,7 +57,7 @@ class TestCOPOD:
         np.testing.assert_allclose(COPOD().fit_score(X), referee().fit(X).decision_scores_, rtol=1e-10)
 
     def test_the_published_rule_is_that_of_ecod(self):
-        X = np.exp(normal(200, 4))
+        X = np.exp(normal(200, 4)) * [1, -1, 1, -1]  # skewed both ways
         np.testing.assert_array_equal(COPOD(rule="paper").fit_score(X), ECOD(rule="paper").fit_score(X))
         assert not np.allclose(COPOD().fit_score(X), ECOD(rule="per_dimension").fit_score(X))
 
@@ -281,6 +281,8 @@ class TestMCD:
             detector = MCD(random_state=0).fit(X)
         scores = detector.outlier_score([[0, 0, 0.0], [0, 0, 1.0], [0, 0, 9.0]])
         assert scores[0] < scores[1] < scores[2] < 1e5
+        referee = MinCovDet(support_fraction=0.9, random_state=0).fit(standardised(X))
+        np.testing.assert_allclose(detector.outlier_score(X), referee.mahalanobis(standardised(X)), rtol=1e-6)
 
     def test_a_column_that_is_nearly_always_zero_leaves_the_plain_estimate(self):
         X = normal(400, 2)
@@ -351,6 +353,13 @@ class TestIForest:
         assert one.offset_ == other.offset_
         assert -one.offset_ != np.quantile(scores, 0.99)  # a sample's
         assert np.mean(scores > -one.offset_) == pytest.approx(0.01, abs=0.005)
+
+    def test_what_is_too_large_for_32_bits_is_isolated(self):
+        X = normal(200, 1)
+        X[7] = 1e200
+        scores = IForest(random_state=0).fit_score(X)
+        assert scores.argmax() == 7
+        np.testing.assert_allclose(np.delete(scores, 7).min(), 0.4, atol=0.1)
 
     def test_a_rare_level_is_isolated(self):
         frame = pl.DataFrame({"x": normal(500, 1)[:, 0], "k": ["a"] * 300 + ["b"] * 199 + ["rare"]})

@@ -138,6 +138,14 @@ def test_a_missing_cell_has_the_mean_part_of_its_column():
     assert made.reasons(gaps)[0, 0] == pytest.approx(-np.log(np.arange(1, 201) / 200).mean(), rel=1e-12)
 
 
+def test_a_missing_cell_has_the_mean_part_of_a_sketched_column():
+    # kept values crowd at the ends, so a plain mean over them would be far too large
+    X = np.random.default_rng(8).normal(size=(20_000, 1))
+    exact, sketched = ECOD().fit(X), ECOD(sketch=0.05).fit(X)
+    gap = np.full((1, 1), np.nan)
+    assert sketched.outlier_score(gap) == pytest.approx(exact.outlier_score(gap), abs=0.05)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_category_counts_by_how_rare_its_level_is(rule):
     frame = pl.DataFrame({"c": ["a"] * 6 + ["b"] * 3 + ["z"] * 1 + [None]})

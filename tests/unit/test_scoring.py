@@ -47,18 +47,19 @@ def files(tmp_path, monkeypatch):
     return paths
 
 
-def same(one, other):
+def same(one, other, words=True):
     assert np.array_equal(one.scores, other.scores)
     assert np.array_equal(one.p_values, other.p_values)
     assert np.array_equal(one.top_rows, other.top_rows)
-    assert one.frame().equals(other.frame())
+    if words:  # streams draw another sample to tell what is usual
+        assert one.frame().equals(other.frame())
 
 
 def test_a_stream_gives_the_scores_of_memory(files):
     memory = score(files[0])
     stream = score(files[0], engine="stream", parameters={"sketch": 0})
     assert len(scoring._Table.of(files[0], "stream").parts) > 5
-    same(memory, stream)
+    same(memory, stream, words=False)
     sketched = score(files[0], engine="stream")
     assert sketched.detector.sketch == scoring.SKETCH
     depth = max(getattr(column, "depth", 0) for column in sketched.profile.columns)
@@ -105,7 +106,7 @@ def test_a_saved_alarm_scores_like_the_one_that_was_saved(files, tmp_path):
     again = score(files[0], saved=tmp_path / "a.farout")
     same(direct, again)
     assert again.rate == 0.03 and again.calibrated
-    same(again, score(files[0], saved=alarm, engine="stream"))
+    same(again, score(files[0], saved=alarm, engine="stream"), words=False)
     assert score(files[0], saved=alarm, rate=0.1).alarms.sum() > again.alarms.sum()
     with pytest.raises(BadInput, match="a rate of 1e-05 needs at least 99,999 normal rows"):
         score(files[0], saved=alarm, rate=1e-5)

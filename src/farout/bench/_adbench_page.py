@@ -40,7 +40,7 @@ def write_page(table: pl.DataFrame, agreed: pl.DataFrame, settings: dict[str, An
         ("sets", f"{n_sets}"),
         ("methods", f"{n_methods}"),
         ("cells", f"{len(table):,}"),
-        ("failed", f"{len(failed)}"),
+        ("failed", f"{table['error'].count()}"),
     ]
     lead = "How well each method finds the labelled anomalies, with its defaults and without looking at a label."
     write(path, page("ADBench", sections, kind="benchmark of tables", lead=lead, facts=facts))
@@ -69,15 +69,14 @@ def _ranks(table: pl.DataFrame, protocol: str) -> list[Section]:
 
 def _every_set(table: pl.DataFrame, pairs: pl.DataFrame, protocol: str) -> Section:
     """The heat map of AUROC and the table of AP."""
+    from markupsafe import Markup
+
     sets, methods, values = matrix(table)
     fig = figures.heat(methods, [short(name) for name in sets], values)
     alt = f"AUROC of {len(methods)} methods on {len(sets)} sets."
-    from markupsafe import Markup
-
     body = figure(fig, alt) + Markup("<h3>{}</h3>").format("Average precision in percent: ours/published")
-    return Section(
-        f"Every set, {protocol}", body + as_html(*score_rows(table, pairs, "ap")), "AUROC; the mean over seeds."
-    )
+    body += as_html(*score_rows(table, pairs, "ap"))
+    return Section(f"Every set, {protocol}", body, "AUROC; the mean over seeds.")
 
 
 def _published(pairs: pl.DataFrame, protocol: str) -> list[Section]:
@@ -85,14 +84,12 @@ def _published(pairs: pl.DataFrame, protocol: str) -> list[Section]:
     pairs = pairs.drop_nulls("their_auroc")
     if not len(pairs):
         return []
-    names = [
-        f"{method} on {name.removeprefix('adbench/')}" for method, name in pairs.select("method", "set").iter_rows()
-    ]
+    names = [f"{method} on {short(name)}" for method, name in pairs.select("method", "set").iter_rows()]
     ours, theirs = pairs["auroc"].to_numpy(), pairs["their_auroc"].to_numpy()
     fig = figures.scatter_rival(names, ours, theirs, "farout", "the published table")
     median = np.median(np.abs(ours - theirs))
     alt = f"AUROC of {len(names)} cells, published and measured here; the median difference is {median:.3f}."
-    intro = f"A point is one method on one set. {SOURCES[PUBLISHED].capitalize()}."
+    intro = f"A point is one method on one set; {SOURCES[PUBLISHED]}."
     if protocol == "unsupervised":
         intro += " The source fits on a bootstrap sample, so that neighbour methods differ."
     return [Section(f"Published and measured, {protocol}", figure(fig, alt), intro)]

@@ -42,7 +42,8 @@ def score_rows(table: pl.DataFrame, pairs: pl.DataFrame, measure: str) -> tuple[
         theirs[sets.index(name), methods.index(method)] = number
     both = np.where(np.isnan(theirs), np.nan, ours)
     rows = [[short(name), *map(_cell, ours[i], theirs[i])] for i, name in enumerate(sets)]
-    rows.append(["mean", *(_cell(value, np.nan) for value in _means(ours))])
+    complete = ~np.isnan(ours).any(axis=1)
+    rows.append([f"mean of {complete.sum()} where all ran", *(_cell(mean, np.nan) for mean in _means(ours[complete]))])
     rows.append(["mean where published", *map(_cell, _means(both), _means(theirs))])
     return ["set", *methods], rows
 

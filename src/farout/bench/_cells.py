@@ -20,7 +20,6 @@ from farout.errors import BadInput
 from farout.io.files import writing
 from farout.scoring import versions
 
-
 OVER = "over the limit"  # how the error of a cell begins that was not run because of `Limits.columns`
 
 
@@ -33,8 +32,8 @@ class Limits:
     rows : int
         Larger sets are cut to as many rows, drawn once (seed 0), the same for all methods.
     fit_rows : mapping of str to int
-        Most rows that a class of detectors is fitted on, drawn by the seed; all rows are scored. The one-class SVM has
-        a cost that is cubic in the rows that it is fitted on.
+        Most rows that a class of detectors is fitted on, drawn by the seed; all rows are scored. The cost of the
+        one-class SVM is cubic in the rows that it is fitted on, and that of MCD is hundreds of passes over them.
     columns : mapping of str to int
         Most columns that a class of detectors is given; a cell with more is not run, and its error says so. MCD inverts
         about a thousand matrices of that size.
@@ -42,11 +41,11 @@ class Limits:
     Examples
     --------
     >>> Limits(rows=1_000).fit_rows
-    {'OCSVM': 12000}
+    {'OCSVM': 12000, 'MCD': 10000}
     """
 
     rows: int = 50_000
-    fit_rows: Mapping[str, int] = field(default_factory=lambda: {"OCSVM": 12_000})
+    fit_rows: Mapping[str, int] = field(default_factory=lambda: {"OCSVM": 12_000, "MCD": 10_000})
     columns: Mapping[str, int] = field(default_factory=lambda: {"MCD": 500})
 
 

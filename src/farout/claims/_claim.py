@@ -208,8 +208,8 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def number(value: Any) -> str:
-    """Write a value with four digits, or as it is where it is no fraction."""
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    """Write a fraction with four digits, and anything else as it is."""
+    return f"{value:#.4g}".rstrip(".") if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _commit() -> str | None:

@@ -87,8 +87,8 @@ def sweep(
     Raises
     ------
     BadInput
-        A cell failed: a mean over fewer sets would be another number. Only sets that are too large for a method are left
-        out, for all methods alike.
+        A cell failed: a mean over fewer sets would be another number. Only sets that are too large for a method are
+        left out, for all methods alike.
     """
     small = budget == "small"
     table = suites.run(
@@ -107,14 +107,14 @@ def sweep(
     table = table.filter(~pl.col("set").is_in(failed["set"].to_list()))
     used = pl.col("fitted") + (pl.col("rows") if protocol == "one-class" else 0)
     cut = table.filter(used < pl.col("rows_in_set")).group_by("set", "fitted", "rows_in_set", maintain_order=True)
-    words = [
+    cuts = [
         {"set": _short(name), "methods": ", ".join(by), "learned from": fitted, "rows in the set": rows}
         for name, fitted, rows, by in cut.agg(pl.col("method").unique(maintain_order=True)).iter_rows()
     ]
     found, names, auroc = suites.matrix(table)
     ap, seconds = suites.matrix(table, "ap")[2], suites.matrix(table, "seconds")[2]
     left_out = [{"set": _short(name), "method": method, "why": error} for name, method, error in failed.iter_rows()]
-    return Sweep([_short(name) for name in found], names, auroc, ap, seconds, words, left_out)
+    return Sweep([_short(name) for name in found], names, auroc, ap, seconds, cuts, left_out)
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:

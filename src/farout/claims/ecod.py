@@ -49,7 +49,8 @@ def claim(budget: str, progress: Progress) -> Claim:
         f"Accuracy {verdict(accurate)}: ECOD's mean AUROC over {len(found.sets)} sets is {found.mean('ECOD'):.3f} "
         f"(rank {ranks['ECOD']:.2f} of nine) and {found.mean('ECOD per dimension'):.3f} by the rule that PyOD "
         f"computes; the best mean is {best}'s, {found.mean(best):.3f}, and the best rank {first}'s, "
-        f"{ranks[first]:.2f}. Scaling {verdict(linear)}: exponents {in_rows:.2f} in rows and {in_columns:.2f} in columns."
+        f"{ranks[first]:.2f}. Scaling {verdict(linear)}: exponents {in_rows:.2f} in rows and {in_columns:.2f} in "
+        "columns."
     )
     if not accurate:
         behind = found.auroc[:, found.methods.index("ECOD")] - found.auroc[:, found.methods.index(best)]

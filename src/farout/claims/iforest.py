@@ -17,7 +17,7 @@ THRESHOLD = (
     f"{LARGEST_EXPONENT} in rows."
 )
 SETS = ("http", "cover", "mammography", "annthyroid", "shuttle", "satellite", "Pima", "breastw", "Ionosphere", "smtp")
-ROWS = {"small": 20_000, "full": 100_000}
+ROWS = {"small": 10_000, "full": 100_000}
 
 
 def claim(budget: str, progress: Progress) -> Claim:

@@ -46,8 +46,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     if not masked:
         note += (
             " With 10 columns or more the smallest ellipsoid over half of the rows contains a tight cluster, so that "
-            "the exact estimate is misled as well; with 5 columns it does not, and the search misses it. With a cluster as "
-            f"wide as the other rows {_range(wide)}."
+            "the exact estimate is misled as well; with 5 columns it does not, and the search misses it. With a "
+            f"cluster as wide as the other rows {_range(wide)}."
         )
     return Claim(
         paper="MCD",

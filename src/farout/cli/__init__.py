@@ -57,11 +57,10 @@ def main() -> NoReturn:
     arguments = [word for word in sys.argv[1:] if word != "--trace"]
     try:
         app(arguments, standalone_mode=True)
-    except KeyboardInterrupt:
-        _end("interrupted; files that were being written are as they were", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, which is no error
-        sys.exit(0)
+    except SystemExit as end:
+        if end.code == 130:  # typer's answer to Ctrl-C
+            _end("interrupted; files that were being written are as they were", 130)
+        raise
     except FaroutError as error:
         if trace:
             raise

@@ -98,20 +98,19 @@ def score(
         )
     result.settings["command"] = ["farout", *sys.argv[1:]]
     talk(described(result.columns, present(source)), quiet)
-    to_stdout = [path for path in output if str(path) == "-"]
-    if to_stdout:
-        sys.stdout.write(result.frame().write_csv())
-    else:
-        _print_top(result, top)
     paths = [path for path in output if str(path) != "-"]
     if not output:
         paths = [Path(f"{name}.farout.html"), Path(f"{name}.farout.parquet")]
-    for path in paths:
+    for path in paths:  # before anything is printed, since whoever reads that may go early
         result.save(path)
     if paths:
         settings = beside(paths[0], ".farout.json")
         write_json(settings, result.settings)
         talk("wrote " + ", ".join(str(path) for path in [*paths, settings]), quiet)
+    if len(paths) < len(output):
+        sys.stdout.write(result.frame().write_csv())
+    else:
+        _print_top(result, top)
 
 
 def described(columns: Columns, names: list[str]) -> str:

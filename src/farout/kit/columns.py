@@ -193,7 +193,7 @@ class Columns:
         BadInput
             When columns are missing, or hold what they did not hold when they were fitted.
         """
-        self._check_present(frame)
+        frame = self.select(frame)
         names: list[str] = []
         arrays: list[np.ndarray | Codes] = []
         for column in self.columns:
@@ -204,7 +204,8 @@ class Columns:
         dates = tuple(c.name for c in self.columns if c.kind == "date" and c.elapsed)
         return Features(names, arrays, frame.height, dates)
 
-    def _check_present(self, frame: pl.DataFrame) -> None:
+    def select(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the columns that are read; a table that lacks some is refused by their names."""
         present = set(frame.columns)
         gone = [name for name in self.names if name not in present]
         if gone:
@@ -213,6 +214,7 @@ class Columns:
                 f"{len(gone)} of the {len(self.names)} columns that were fitted are missing: {named}; "
                 f"the table has {len(frame.columns)} ({nearest(gone[0], frame.columns)})"
             )
+        return frame.select(self.names)
 
 
 @dataclass(frozen=True)
