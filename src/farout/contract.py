@@ -105,8 +105,7 @@ def state_of(detector: Detector) -> dict[str, Any]:
     """Return a detector as plain data: its name in the catalogue, its parameters and its fitted state."""
     parameters = detector.get_params(deep=False)
     state = {name: value for name, value in vars(detector).items() if name not in parameters}
-    nested = {k: {"nested": state_of(v)} if isinstance(v, Detector) else v for k, v in {**parameters, **state}.items()}
-    return {"name": _word(detector), "values": nested}
+    return {"name": _word(detector), "values": {k: _plain(v) for k, v in {**parameters, **state}.items()}}
 
 
 def from_state(state: dict[str, Any]) -> Detector:
@@ -134,14 +133,20 @@ def load(path: str | Path) -> Detector:
         raise BadInput(f"'{path}' holds no detector ({type(error).__name__}: {error})") from error
 
 
+def _plain(value: Any) -> Any:
+    """Turn nested detectors into data; a generator, whose state means nothing after fitting, into None."""
+    if isinstance(value, np.random.RandomState | np.random.Generator):
+        return None
+    return {"nested": state_of(value)} if isinstance(value, Detector) else value
+
+
 def _word(detector: Detector) -> str:
     """Name of a detector's class in files: the catalogue's name, or 'Alarm'."""
     return getattr(type(detector), "__paper__", type(detector).__name__)
 
 
 def _class(word: str) -> type[Detector]:
-    if word == "Alarm":
-        from farout.alarm import Alarm
+    """Find the class of a word in a file: a method of the catalogue, or what farout itself offers (``Alarm``)."""
+    import farout
 
-        return Alarm
-    return find(word).load()
+    return getattr(farout, word) if word in farout.__all__ else find(word).load()

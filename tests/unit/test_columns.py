@@ -93,7 +93,7 @@ def test_durations_are_days_and_an_all_missing_category_has_no_level():
 
 def test_kinds_can_be_said():
     frame = pl.DataFrame({"zip": r.integers(1000, 1005, N), "id": np.arange(N), "x": r.normal(size=N)})
-    columns = Columns.guess(frame).retyped({"zip": "category", "id": "numeric", "x": "left out"})
+    columns = Columns.guess(frame).retyped({"zip": "category", "id": "numeric", "x": "left out"}, frame)
     assert [(c.name, c.kind) for c in columns.columns] == [("zip", "category"), ("id", "numeric"), ("x", "left out")]
     assert columns.names == ["zip", "id"] and columns.left_out[0].why == "said by you"
     zip_, id_ = columns.features(frame).columns
@@ -102,11 +102,23 @@ def test_kinds_can_be_said():
 
 
 def test_wrong_words_for_kinds_offer_the_right_ones():
-    columns = Columns.guess(pl.DataFrame({"price": r.normal(size=N)}))
+    frame = pl.DataFrame({"price": r.normal(size=N), "word": ["blue", "red"] * (N // 2)})
+    columns = Columns.guess(frame)
     with pytest.raises(BadInput, match="no column 'prise'; nearest: 'price'"):
-        columns.retyped({"prise": "numeric"})
+        columns.retyped({"prise": "numeric"}, frame)
     with pytest.raises(BadInput, match="'numeric', 'category', 'date', 'left out', not 'number'"):
-        columns.retyped({"price": "number"})
+        columns.retyped({"price": "number"}, frame)
+
+
+def test_text_cannot_be_said_to_be_numbers_and_said_dates_keep_their_hours():
+    frame = pl.DataFrame({"word": ["blue", "red"], "when": ["2024-01-02 07:00:00", "2024-01-01 09:30:00"]})
+    columns = Columns.guess(frame)
+    with pytest.raises(BadInput, match="'word' cannot be read as numeric: it holds no number, but 'blue'"):
+        columns.retyped({"word": "numeric"}, frame)
+    with pytest.raises(BadInput, match="'word' held dates when it was fitted and holds 'blue' in row 0"):
+        columns.retyped({"word": "date"}, frame)
+    hours = columns.retyped({"when": "date"}, frame).features(frame).columns[-1]
+    assert [hours.levels[code] for code in hours.codes] == ["07 h", "09 h"]
 
 
 def test_columns_that_are_missing_are_named_and_new_ones_ignored():

@@ -13,12 +13,12 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from farout import scoring
 from farout.alarm import Alarm
 from farout.cards import paper
 from farout.errors import BadInput, UnknownName
+from farout.kit.columns import Columns
 from farout.kit.engine import Dask
-from farout.scoring import fit, score
+from farout.scoring import SKETCH, _passes, fit, score
 from farout.table import ECOD
 from farout.table._common import TableDetector
 
@@ -38,7 +38,7 @@ def rows(n, seed=0):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A table of 3,000 rows with one far row on disk, cut into a dozen parts, and 4,000 normal rows beside it."""
-    monkeypatch.setattr(scoring, "PART", 8_000)
+    monkeypatch.setattr(_passes, "PART", 8_000)
     table = rows(3000)
     table[17, "price"], table[17, "city"] = 500.0, "Atlantis"
     paths = tmp_path / "table.parquet", tmp_path / "normal.parquet"
@@ -58,12 +58,12 @@ def same(one, other, words=True):
 def test_a_stream_gives_the_scores_of_memory(files):
     memory = score(files[0])
     stream = score(files[0], engine="stream", parameters={"sketch": 0})
-    assert len(scoring._Table.of(files[0], "stream").parts) > 5
+    assert len(_passes.Table.of(files[0], "stream").parts) > 5
     same(memory, stream, words=False)
     sketched = score(files[0], engine="stream")
-    assert sketched.detector.sketch == scoring.SKETCH
+    assert sketched.detector.sketch == SKETCH
     depth = max(getattr(column, "depth", 0) for column in sketched.profile.columns)
-    assert np.abs(sketched.scores - memory.scores).max() <= max(depth, 1) * scoring.SKETCH * 4
+    assert np.abs(sketched.scores - memory.scores).max() <= max(depth, 1) * SKETCH * 4
     assert sketched.top_rows[0] == memory.top_rows[0] == 17
 
 
@@ -90,12 +90,12 @@ def test_p_values_against_normal_rows_keep_the_rate(files, engine):
 
 def test_batches_of_which_all_rows_are_held_out_are_passed_over(files, monkeypatch):
     monkeypatch.setattr(
-        scoring, "hashed", lambda start, n, seed=0: np.full(n, 0 if start == 0 else 2**64 - 1, np.uint64)
+        _passes, "hashed", lambda start, n, seed=0: np.full(n, 0 if start == 0 else 2**64 - 1, np.uint64)
     )
-    file = scoring._Table.of(files[1], "stream").parts[0]
+    file = _passes.Table.of(files[1], "stream").parts[0]
     part = type("Part", (), {"batches": lambda self: file.batches(50)})()
-    columns = scoring.Columns.of(file.read())
-    learned = scoring._learned((ECOD(), columns, 0.3, 0), (0, part))
+    columns = Columns.of(file.read())
+    learned = _passes._learned((ECOD(), columns, 0.3, 0), (0, part))
     assert learned.profile_.n == file.read().height - 50
 
 
@@ -248,7 +248,7 @@ def test_an_alarm_that_was_fitted_by_hand():
 
 def _slowly(shared, part):
     time.sleep(0.1)
-    return scoring._learned(shared, part)
+    return _passes._learned(shared, part)
 
 
 def test_a_cluster_gives_the_same_scores_also_when_a_worker_is_killed(files, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_cluster_gives_the_same_scores_also_when_a_worker_is_killed(files, mon
         address = cluster.scheduler_address
         same(score(files[0], engine="dask", scheduler=address, parameters=exact), expected)
 
-        monkeypatch.setattr(scoring, "_learned", _slowly)
+        monkeypatch.setattr(_passes, "_learned", _slowly)
         victim, done = next(iter(cluster.workers.values())).pid, threading.Event()
         map_reduce = Dask.map_reduce
 

@@ -140,9 +140,9 @@ def _print_top(result: Result, most: int) -> None:
 
     rang = int(result.alarms.sum())
     meaning = (
-        f"p-values against held-out normal rows: at most {result.rate:.3g} of normal rows ring"
+        f"p-values against held-out normal rows: at most {100 * result.rate:.3g} % of normal rows ring"
         if result.calibrated
-        else f"ranks within the table: {result.rate:.3g} of the rows are above the line by construction; "
+        else f"ranks within the table: {100 * result.rate:.3g} % of the rows are above the line by construction; "
         "give --fit-on NORMAL for a test"
     )
     rows = Table(box=None, pad_edge=False, header_style="bold")

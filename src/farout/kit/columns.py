@@ -20,6 +20,7 @@ from farout.io.state import saved
 from farout.kit.ranks import column_major
 
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+KINDS = ("numeric", "category", "date", "left out")
 _ID_NAME = re.compile(r"(^|[_\s.-])(id|uuid|guid|index|key|rowid|row|unnamed.*)$", re.IGNORECASE)
 
 
@@ -172,18 +173,21 @@ class Columns:
         """Columns that are not read."""
         return [c for c in self.columns if c.kind == "left out"]
 
-    def retyped(self, kinds: dict[str, str]) -> Columns:
-        """Return the same columns with some kinds set by hand."""
-        allowed = ("numeric", "category", "date", "left out")
+    def retyped(self, kinds: dict[str, str], frame: pl.DataFrame) -> Columns:
+        """Return the same columns with some kinds set by hand.
+
+        Raises
+        ------
+        BadInput
+            When there is no such column or kind, or the column cannot be read that way.
+        """
         known = [c.name for c in self.columns]
         for name, kind in kinds.items():
             if name not in known:
                 raise BadInput(f"the table has no column '{name}'; {nearest(name, known)}")
-            if kind not in allowed:
-                raise BadInput(f"a column is one of {', '.join(map(repr, allowed))}, not '{kind}'")
-        return Columns(
-            [Column(c.name, kinds[c.name], "said by you", True) if c.name in kinds else c for c in self.columns]
-        )
+            if kind not in KINDS:
+                raise BadInput(f"a column is one of {', '.join(map(repr, KINDS))}, not '{kind}'")
+        return Columns([_said(frame[c.name], kinds[c.name]) if c.name in kinds else c for c in self.columns])
 
     def features(self, frame: pl.DataFrame) -> Features:
         """Read a table.
@@ -282,6 +286,16 @@ def _guessed_date(name: str, dates: pl.Series, why: str, lenient: bool) -> Colum
     stamps = len(dates) > 20 and (dates.is_sorted() or dates.is_sorted(descending=True))
     why += ", rows are in its order: weekday and hour" if stamps else ""
     return Column(name, "date", why, lenient, _has_hours(dates), not stamps)
+
+
+def _said(series: pl.Series, kind: str) -> Column:
+    """Read a column as the user says; text that cannot be read so is missing, unless all of it is."""
+    column = Column(series.name, kind, "said by you", True)
+    if kind == "date":
+        return _guessed_date(series.name, _moments_of(column, series).drop_nulls(), "said by you", True)
+    if kind == "numeric" and series.dtype == pl.String and np.isnan(_numbers(column, series)).all():
+        raise BadInput(f"column '{series.name}' cannot be read as numeric: it holds no number, but '{series[0]}'")
+    return column
 
 
 def _kept(column: Column, series: pl.Series) -> Column:

@@ -52,7 +52,7 @@ class View:
         rows = max(listed, marked)
         parts = result.reasons[:rows]
         features = result.features(result.top_frame[:rows])
-        return cls(result, _line(result), listed, marked, features, parts, _named(parts, result.usual_reasons))
+        return cls(result, _line(result), listed, marked, features, parts, result.named(slice(rows)))
 
     @property
     def rows(self) -> np.ndarray:
@@ -96,12 +96,3 @@ def _line(result: Result) -> float | None:
     known = result.detector.calibration_scores_
     ringing = int(np.floor(result.rate * (len(known) + 1) + 1e-9))
     return float(np.nextafter(known[len(known) - ringing], np.inf)) if ringing else None
-
-
-def _named(parts: np.ndarray, usual: np.ndarray, most: int = 3) -> np.ndarray:
-    """Mark a row's reasons: its strongest unusual part, and the next that are unusual and at least 15 % as strong."""
-    unusual = np.where(parts > usual, parts, 0.0)
-    strongest = np.argsort(-unusual, axis=1, kind="stable")[:, :most]
-    named = np.zeros(parts.shape, bool)
-    np.put_along_axis(named, strongest, True, axis=1)
-    return named & (unusual > 0) & (parts > 0.15 * np.take_along_axis(parts, strongest[:, :1], axis=1))

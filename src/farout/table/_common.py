@@ -139,7 +139,7 @@ class MatrixDetector(TableDetector):
 class Encoder:
     """Features to one float matrix, for methods that add, multiply or split numbers.
 
-    A missing number becomes the training median (that of 4,096 drawn rows where there are more), a missing level the
+    A missing number becomes the training median (that of 2,048 drawn rows where there are more), a missing level the
     average code of its column, so that neither says anything. Categories become, by ``categories``:
 
     - ``"one_hot"``: a column a level, weighted by 1 / sqrt(2), so that two different levels are at distance 1; all but
@@ -161,7 +161,7 @@ class Encoder:
     """
 
     LEVELS = 32
-    DRAWN = 4096
+    DRAWN = 2048
     FARTHEST = 1e100
 
     categories: str
@@ -200,9 +200,8 @@ class Encoder:
         """Return the matrix (n, columns), float64; the array itself where features are one and nothing changes it."""
         if isinstance(features, ArrayFeatures):
             matrix = features.columns.array  # type: ignore[attr-defined]
-            gone = np.isnan(matrix)
-            if gone.any():
-                matrix = np.where(gone, self.fills, matrix)
+            if np.isnan(matrix.min()):
+                matrix = np.where(np.isnan(matrix), self.fills, matrix)
         else:
             matrix = np.hstack([self._column(j, column) for j, (_, column) in enumerate(features)])
         if not self.standardize:
