@@ -56,6 +56,12 @@ class Sweep:
         chosen = [self.methods.index(method) for method in methods]
         return dict(zip(methods, mean_ranks((self.auroc if values is None else values)[:, chosen]).tolist()))
 
+    def behind(self, method: str, other: str) -> str:
+        """Say on which sets a method is farthest behind another: five at most."""
+        gap = self.auroc[:, self.methods.index(method)] - self.auroc[:, self.methods.index(other)]
+        worst = [self.sets[i] for i in np.argsort(gap, kind="stable")[:5] if gap[i] < 0]
+        return f"{method} is farthest behind {other} on {', '.join(worst)}."
+
     def per_set(self) -> list[dict[str, Any]]:
         """Return a row for each set with the AUROC of each method."""
         return [{"set": name} | dict(zip(self.methods, row)) for name, row in zip(self.sets, self.auroc.tolist())]

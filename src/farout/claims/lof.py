@@ -37,7 +37,8 @@ def claim(budget: str, progress: Progress) -> Claim:
         holds=planted and real,
         note=f"Planted outliers: {verdict(planted)}; LOF ranks both at {worst} or better, the distance ranks the one "
         f"beside the dense cluster at {', '.join(map(str, hidden))} of {LOOSE + DENSE + 2}. Real sets: "
-        f"{verdict(real)}; mean AUROC {ours:.3f} against {knn:.3f} (distance) and {forest:.3f} (forest).",
+        f"{verdict(real)}; mean AUROC {ours:.3f} against {knn:.3f} (distance) and {forest:.3f} (forest)."
+        + ("" if real else f" {found.behind('LOF', 'KNN')}"),
         numbers={"Ranks of the planted outliers (1 is farthest out)": drawn} | found.tables(),
         seeds=SEEDS,
         budget=budget,

@@ -46,7 +46,7 @@ def claim(budget: str, progress: Progress) -> Claim:
     if not masked:
         note += (
             " With 10 columns or more the smallest ellipsoid over half of the rows contains a tight cluster, so that "
-            "the exact estimate is misled as well; with 5 columns it does not, and the search misses it. With a "
+            "the exact estimate is misled as well; with 5 columns it does not, but the search may miss it. With a "
             f"cluster as wide as the other rows {_range(wide)}."
         )
     return Claim(
