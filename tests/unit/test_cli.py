@@ -118,7 +118,7 @@ def test_options_reach_the_method_and_the_columns(here, tmp_path, call):
 def test_fit_then_score_with_it(here, tmp_path, call):
     done = call("score", here / "table.csv", "--with", here / "saved.farout", "-o", "o.parquet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "at most 0.05 of normal rows ring" in done.stdout.decode()  # the rate it was saved with
+    assert "at most 5 % of normal rows ring" in done.stdout.decode()  # the rate it was saved with
     frame = pl.read_parquet(tmp_path / "o.parquet")
     assert frame["alarm"][7] and frame["p_value"][7] == pytest.approx(1 / 451)
     direct = call(
