@@ -268,11 +268,11 @@ def _moments(values: np.ndarray) -> np.ndarray:
         return np.array([len(values), values[0] if len(values) else 0.0, 0.0, 0.0])
     with np.errstate(over="ignore", invalid="ignore"):
         mean, squares, cubes = values.mean(), 0.0, 0.0
-        for start in range(0, len(values), 1 << 14):
-            deviation = values[start : start + (1 << 14)] - mean
+        for start in range(0, len(values), 1 << 13):  # pieces so short that BLAS does not wake its threads
+            deviation = values[start : start + (1 << 13)] - mean
             squared = deviation * deviation
-            squares += squared.sum()
-            cubes += (squared * deviation).sum()  # no dot: BLAS would wake its threads for each piece
+            squares += np.dot(deviation, deviation)
+            cubes += np.dot(squared, deviation)
     return np.array([len(values), mean, squares, cubes])
 
 

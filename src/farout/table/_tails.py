@@ -138,7 +138,7 @@ class TailDetector(TableDetector):
     def _scores(self, features: Features, profile: Profile | None) -> tuple[list[RankTable | LevelCounts], np.ndarray]:
         """Score features against a profile, or against themselves while making theirs."""
         d = len(features.names)
-        total: np.ndarray | float = 0.0
+        total: Any = 0.0
         tables: list[RankTable | LevelCounts] = []
 
         def group(start: int) -> tuple[list[RankTable | LevelCounts], np.ndarray]:
@@ -148,7 +148,8 @@ class TailDetector(TableDetector):
         # groups are fixed and added in order, so that scores are the same for any number of threads
         for made, sums in in_threads(group, range(0, d, _GROUP), self.n_jobs):
             tables += made
-            total = total + sums
+            sums += total
+            total = sums
         return tables, np.max(total, axis=0) + 0.0  # + 0.0: no row scores -0.0
 
     def _group_sums(
@@ -156,7 +157,7 @@ class TailDetector(TableDetector):
     ) -> tuple[list[RankTable | LevelCounts], np.ndarray]:
         """Sums over a few columns (sums, n): products of probabilities, and one logarithm at the end."""
         tables: list[RankTable | LevelCounts] = []
-        products: list[np.ndarray] = []
+        products: np.ndarray | None = None
         ranker = None
         for j, column in enumerate(columns):
             if known is None and isinstance(column, np.ndarray):
@@ -173,10 +174,13 @@ class TailDetector(TableDetector):
                 left, right = _tails(column, table)
             tables.append(table)
             sides = self._sides(left, right, _skewness(table))
-            products = products or [np.ones(len(column)) for _ in sides]
-            for product, side in zip(products, sides):
-                product *= side
-        return tables, -np.log(products)
+            if products is None:
+                products = np.array(sides)
+            else:
+                for product, side in zip(products, sides):
+                    product *= side
+        assert products is not None  # a group has columns
+        return tables, np.negative(np.log(products, out=products), out=products)
 
 
 def _counted(column: np.ndarray | Codes) -> LevelCounts:
