@@ -314,7 +314,8 @@ def test_reasons_are_by_feature_and_add_up_where_they_say_so(card, detector):
 
 
 def test_streaming_is_what_the_card_says(card, detector):
-    assert card.streams == hasattr(detector, "partial_fit") == hasattr(detector, "merge")
+    assert card.streams == hasattr(detector, "merge")
+    assert hasattr(detector, "partial_fit") or not card.streams
     if not card.streams:
         return
     X = numbers(300)

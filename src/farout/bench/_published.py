@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from farout.data import DataMissing, find
@@ -12,9 +14,12 @@ SOURCES = {
     PUBLISHED: "published (Livernoche et al., ICLR 2024; means over 5 seeds)",
     MEASURED: "PyOD 3.6.7, defaults, measured on the same files",
 }
-# What others measured as ECOD is PyOD's rule; nobody has numbers of the rule in the paper.
-PAPER_RULE = "ECOD"
-THEIR_NAME = {"ECOD per dimension": "ECOD"}
+# What others measured under these names is what PyOD computes, by the parameters here; nobody has numbers of the rule
+# in the paper.
+AS_PYOD: dict[str, tuple[str, dict[str, Any]]] = {
+    "ECOD": ("ECOD per dimension", {"rule": "per_dimension"}),
+    "HBOS": ("HBOS smoothed", {"smoothing": 0.1}),
+}
 # Where a column was constant, these scored NaN, which the source took for 0 and printed as exactly 50.0, std 0.
 FAILED = ("ECOD", "COPOD", "DROCC")
 
@@ -81,7 +86,9 @@ def beside(table: pl.DataFrame, others: pl.DataFrame | None) -> pl.DataFrame:
     )
     if others is None:
         return ours.with_columns(their_auroc=pl.lit(None, pl.Float64), their_ap=pl.lit(None, pl.Float64))
-    key = pl.when(pl.col("method") != PAPER_RULE).then(pl.col("method").replace(THEIR_NAME).str.to_lowercase())
+    their_name = {variant: name for name, (variant, _) in AS_PYOD.items()}
+    comparable = ~pl.col("method").is_in(list(AS_PYOD))
+    key = pl.when(comparable).then(pl.col("method").replace(their_name).str.to_lowercase())
     theirs = others.rename({"auroc": "their_auroc", "ap": "their_ap"})
     joined = ours.with_columns(key=key).with_row_index().join(theirs, on=["protocol", "set", "key"], how="left")
     return joined.sort("index").drop("index", "key")

@@ -19,9 +19,9 @@ import polars as pl
 
 from farout.bench._adbench_page import write_page
 from farout.bench._adbench_words import as_words, short
-from farout.bench._published import MEASURED, SOURCES, beside, numbers_of_others
+from farout.bench._published import AS_PYOD, MEASURED, SOURCES, beside, numbers_of_others
 from farout.bench.suites import PROTOCOLS, Limits, Progress, run
-from farout.cards import find
+from farout.cards import find, list_cards
 from farout.contract import Detector
 from farout.data import adbench_names
 from farout.errors import BadInput, UnknownName
@@ -29,7 +29,6 @@ from farout.io.files import writing
 from farout.io.tables import write_table
 from farout.scoring import versions
 
-METHODS = ("ecod", "copod", "iforest", "knn", "lof", "hbos", "pca", "mcd", "ocsvm")
 # Every second one, by rows, of the sets with fewer than 8,000 rows and at most 200,000 values.
 SMALL = (
     "adbench/Hepatitis",
@@ -65,7 +64,7 @@ def main(
     Parameters
     ----------
     methods : iterable of str, optional
-        Names of the catalogue; by default ``METHODS``. ECOD is run by both of its rules.
+        Names of the catalogue; by default all detectors of tables. ECOD and HBOS are also run as PyOD computes them.
     sets : iterable of str, optional
         Names with or without ``adbench/``; by default those of the budget.
     protocol : {"both", "unsupervised", "one-class"}
@@ -90,7 +89,7 @@ def main(
         No cell could be run; the first error is named.
     """
     chosen = _sets(sets, budget)
-    detectors = _detectors(METHODS if methods is None else methods)
+    detectors = _detectors([card.slug for card in list_cards("table")] if methods is None else methods)
     if protocol not in ("both", *PROTOCOLS):
         raise UnknownName("protocol", protocol, ("both", *PROTOCOLS))
     protocols = PROTOCOLS if protocol == "both" else (protocol,)
@@ -173,10 +172,11 @@ def _sets(sets: Iterable[str] | None, budget: str) -> list[str]:
 
 
 def _detectors(methods: Iterable[str]) -> Mapping[str, Detector]:
-    """Methods with their defaults, ECOD by both rules."""
+    """Methods with their defaults, and as PyOD computes them where that is something else."""
     made: dict[str, Detector] = {}
     for card in map(find, methods):
         made[card.attribute] = card.load()()
-        if card.slug == "ecod":
-            made["ECOD per dimension"] = card.load()(rule="per_dimension")
+        if card.name in AS_PYOD:
+            variant, parameters = AS_PYOD[card.name]
+            made[variant] = card.load()(**parameters)
     return made
