@@ -266,12 +266,12 @@ def test_the_benchmark_writes_its_folder(tmp_path, capsys):
     assert settings["sets"] == ["adbench/glass", "adbench/wine"]
     page = (tmp_path / "run" / "page.html").read_text()
     assert "Ranks, unsupervised" in page and "Every set, one-class" in page
-    assert len(list((tmp_path / "run" / "cells").iterdir())) == len(table) == 2 * 3 * (1 + 2)
+    assert len(list((tmp_path / "run" / "cells").iterdir())) == len(table) == 2 * 4 * (1 + 2)
 
 
 def test_nothing_that_runs_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr("farout.bench._cells.load", _nothing_there)
-    with pytest.raises(BadInput, match=r"none of the 2 cells.*no file"):
+    with pytest.raises(BadInput, match=r"none of the 3 cells.*no file"):
         adbench.main(["hbos", "copod"], ["glass"], "unsupervised", out=tmp_path / "run")
 
 
