@@ -77,7 +77,22 @@ def test_numbers_are_those_of_scikit_learn():
     assert (row["rows"], row["fitted"], row["rows_in_set"], row["anomalies"], row["features"]) == (60, 60, 60, 6, 2)
 
 
-def test_one_class_trains_on_half_of_the_normal_rows_alone():
+@pytest.fixture
+def as_they_are(monkeypatch):
+    """Rows reach the method as they are, so that it can read their numbers in them."""
+    monkeypatch.setattr("farout.bench._cells._standardized", lambda train, test: (train, test))
+
+
+def test_columns_are_standardized_by_the_training_rows():
+    data = made("one", n=101, anomalies=10)
+    run([data], {"fixed": Fixed()}, "one-class", seeds=(3,))
+    train, test = one_class_split(data.y, 3)
+    mean, std = data.X[train].mean(axis=0), data.X[train].std(axis=0)
+    np.testing.assert_allclose(Fixed.learned[0], (data.X[train] - mean) / std)
+    np.testing.assert_allclose(Fixed.scored[0], (data.X[test] - mean) / std)
+
+
+def test_one_class_trains_on_half_of_the_normal_rows_alone(as_they_are):
     data = made("one", n=101, anomalies=10)
     row = run([data], {"fixed": Fixed()}, "one-class", seeds=(3,)).row(0, named=True)
     learned, scored = (part[0][:, 1].astype(int) for part in (Fixed.learned, Fixed.scored))
@@ -165,7 +180,7 @@ def test_failed_cells_are_tried_again(tmp_path):
     assert Farthest.calls == before + 1
 
 
-def test_cuts_stand_in_the_table():
+def test_cuts_stand_in_the_table(as_they_are):
     data = made("one", n=200, anomalies=40)
     limits = Limits(rows=100, fit_rows={"Fixed": 30})
     table = run([data], {"fixed": Fixed(), "m": Farthest()}, seeds=(0,), limits=limits)

@@ -124,7 +124,7 @@ class Cell:
         detector = clone(self.detector)
         if "random_state" in detector.get_params():
             detector.set_params(random_state=self.seed)
-        X_train, X_test = X[train], X[test]
+        X_train, X_test = _standardized(X[train], X[test])
         started = time.perf_counter()
         if one_class:
             label, scores = y[test], detector.fit(X_train).outlier_score(X_test)
@@ -140,6 +140,13 @@ class Cell:
             "anomalies": int(label.sum()),
             "fitted": len(train),
         }
+
+
+def _standardized(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bring columns to mean 0 and standard deviation 1 by the training rows, as published results were made."""
+    center, scale = train.mean(axis=0), train.std(axis=0)
+    scale[scale == 0] = 1.0
+    return (train - center) / scale, (test - center) / scale
 
 
 def measured(cell: Cell, folder: Path | None) -> dict[str, Any]:
