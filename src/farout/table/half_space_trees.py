@@ -18,21 +18,18 @@ limit no path goes on, so nothing is kept there: scores are those of complete tr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from farout.cards import paper
 from farout.errors import BadInput
-from farout.io.state import saved
 from farout.kit.columns import Features
 from farout.kit.profile import RowSample
 from farout.table._common import Encoder, TableDetector
+from farout.table._half_spaces import HalfSpaces, work_space
 
-_SIZE_LIMIT = 0.1  # share of the window's rows; a node with no more of them ends every path
 _DEEPEST = 20  # a tree has 2 ** height - 1 drawn features
-_CHUNK = 512  # rows that stay in cache while they walk down all trees
 
 
 @paper(
@@ -201,11 +198,11 @@ class HalfSpaceTrees(TableDetector):
         seen = self._opening.seen
         used = min(features.n, self.window_size - seen)
         rows = RowSample.of(features.take(np.arange(used)), self.window_size, start=seen)
-        self._opening = self._opening.merge(rows)
+        self._opening = self._opening.merge(rows)  # holds all of them, in an order that no cut changes
         window = self._opening.features()
         self.encoder_ = Encoder.fit(window, "surprise", standardize=False)
         matrix = self.encoder_.transform(window)
-        self.low_, self.high_ = _work_space(matrix, self._centres)
+        self.low_, self.high_ = work_space(matrix, self._centres)
         self._refer_to(matrix)
         if window.n == self.window_size:
             self._opening = None
@@ -222,113 +219,3 @@ class HalfSpaceTrees(TableDetector):
     def _refer_to(self, window: np.ndarray) -> None:
         self.reference_, scores = HalfSpaces.grown(window, self.features_, self.low_, self.high_)
         self._set_offset(scores)
-
-
-@saved("half_spaces")
-@dataclass(frozen=True)
-class HalfSpaces:
-    """The nodes of all trees that a window's rows, or any other row, can come to, level by level.
-
-    Attributes
-    ----------
-    feature : int64 array (nodes,)
-    threshold : float64 array (nodes,)
-        Rows below it go to the first child, others to the one after it. Infinite where paths end.
-    child : int64 array (nodes,)
-        First child; the node itself where paths end. The roots are the first ``trees`` nodes.
-    density : float64 array (nodes,)
-        ``r 2**k`` where paths end, else 0: whole numbers, whose sums are exact.
-    trees, levels : int
-        Trees, and steps to the deepest node.
-    peak : float
-        The largest sum of densities, ``t psi 2**h``.
-
-    Raises
-    ------
-    BadInput
-        When a node's child is not further down, as only a damaged file can make it.
-    """
-
-    feature: np.ndarray
-    threshold: np.ndarray
-    child: np.ndarray
-    density: np.ndarray
-    trees: int
-    levels: int
-    peak: float
-
-    def __post_init__(self) -> None:
-        n = len(self.child)
-        sound = len({len(a) for a in (self.feature, self.threshold, self.child, self.density)}) == 1
-        inner = np.isfinite(self.threshold)
-        sound = sound and ((self.child >= np.arange(n)) & (self.child + inner < n)).all()
-        if not (sound and 0 < self.trees <= n and 0 <= self.levels <= n and self.feature.min() >= 0):
-            raise BadInput("the saved half-space trees are damaged: a node points to no node or column")
-
-    @classmethod
-    def grown(
-        cls, window: np.ndarray, features: np.ndarray, low: np.ndarray, high: np.ndarray
-    ) -> tuple[HalfSpaces, np.ndarray]:
-        """Count a window's rows (n, d) in the trees; return the trees and the scores (n,) of the rows."""
-        n = len(window)
-        trees, nodes = features.shape
-        height = nodes.bit_length()
-        tree, place = np.arange(trees), np.zeros(trees, np.int64)  # of the nodes of a level; place counts from the left
-        row, node = np.tile(np.arange(n), trees), np.repeat(tree, n)  # of the rows that are on their way
-        sums, start = np.zeros(n), 0
-        levels = []
-        for depth in range(height + 1):
-            mass = np.bincount(node, minlength=len(tree))
-            inner = (mass > _SIZE_LIMIT * n) & (depth < height)
-            density = np.where(inner, 0.0, mass * 2.0**depth)
-            sums += np.bincount(row, weights=density[node], minlength=n)
-            which = np.flatnonzero(inner)
-            axis = features[tree[which], 2**depth - 1 + place[which]].astype(np.int64) if len(which) else which
-            low, high = low[which], high[which]
-            own = np.arange(len(which))
-            middle = low[own, axis] / 2 + high[own, axis] / 2  # halved first: the sum might overflow
-            feature, threshold = np.zeros(len(tree), np.int64), np.full(len(tree), np.inf)
-            feature[which], threshold[which] = axis, middle
-            child = start + np.arange(len(tree))
-            start += len(tree)
-            child[which] = start + 2 * own
-            levels.append((feature, threshold, child, density))
-            if not len(which):
-                break
-            going = inner[node]
-            row, node = row[going], node[going]
-            node = child[node] - start + (window[row, feature[node]] >= threshold[node])
-            tree, place = np.repeat(tree[which], 2), np.repeat(2 * place[which], 2)
-            place[1::2] += 1
-            low, high = np.repeat(low, 2, axis=0), np.repeat(high, 2, axis=0)
-            high[2 * own, axis], low[2 * own + 1, axis] = middle, middle
-        feature, threshold, child, density = map(np.concatenate, zip(*levels))
-        peak = float(trees * n * 2**height)
-        made = cls(feature, threshold, child, density, trees, len(levels) - 1, peak)
-        return made, made._scores(sums)
-
-    def score(self, rows: np.ndarray) -> np.ndarray:
-        """Score the rows of a matrix (n, d)."""
-        rows = np.ascontiguousarray(rows)
-        return self._scores(np.concatenate([self._sums(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)]))
-
-    def _sums(self, rows: np.ndarray) -> np.ndarray:
-        """Walk all rows down all trees together, a level at a time; return the sums (n,) of densities."""
-        n, d = rows.shape
-        cells, first = rows.ravel(), d * np.arange(n)[:, None]
-        node = np.tile(np.arange(self.trees), (n, 1))
-        for _ in range(self.levels):
-            right = cells.take(first + self.feature.take(node)) >= self.threshold.take(node)
-            node = self.child.take(node) + right
-        return self.density.take(node).sum(axis=1)
-
-    def _scores(self, sums: np.ndarray) -> np.ndarray:
-        return np.log((1 + self.peak) / (1 + sums))
-
-
-def _work_space(window: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of ``s +- 2 max(s, 1 - s)``, where 0 and 1 are the least and the largest value of the window."""
-    least, largest = window.min(axis=0), window.max(axis=0)
-    span = np.where(largest > least, largest - least, 1.0)
-    half = 2 * np.maximum(centres, 1 - centres)
-    return least + (centres - half) * span, least + (centres + half) * span
