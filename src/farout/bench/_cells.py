@@ -142,8 +142,13 @@ class Cell:
         }
 
 
-def _standardized(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring columns to mean 0 and standard deviation 1 by the training rows, as published results were made."""
+def _standardized(train: Any, test: Any) -> tuple[Any, Any]:
+    """Bring columns to mean 0 and standard deviation 1 by the training rows, as published results were made.
+
+    Data frames can hold more than numbers and stay as they are.
+    """
+    if not isinstance(train, np.ndarray):
+        return train, test
     center, scale = train.mean(axis=0), train.std(axis=0)
     scale[scale == 0] = 1.0
     return (train - center) / scale, (test - center) / scale
