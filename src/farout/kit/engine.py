@@ -129,14 +129,18 @@ def engine(kind: str, scheduler: str | None = None) -> Iterator[Engine]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise MissingExtra("the Dask engine", "dist") from error
+    # not as Dask's default: what the caller does with Dask beside us must run where it ran before
     if scheduler:
         try:
-            client = Client(scheduler, timeout="10s")
+            client = Client(scheduler, timeout="10s", set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             raise BadInput(f"no Dask scheduler answers at '{scheduler}' ({error})") from error
         with client:
             yield Dask(client)
     else:
         # one thread a worker: sorting keeps a core busy
-        with LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        with (
+            LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
             yield Dask(client)
