@@ -117,8 +117,7 @@ def room_page(room: str, cards: list[Card]) -> str:
             "measured": f"[{verdict(card)}](../catalogue.md)",
             "differs": card.differs,
             "takes": ", ".join(card.takes),
-            "new rows": "scored one by one" if card.inductive else "not scored",
-            "streams": "yes, by `partial_fit` and `merge`" if card.streams else "no",
+            **(_scoring(card) if card.kind == "detector" else {"kind": f"{card.kind}, no detector"}),
             "needs": f"`pip install 'farout[{card.extra}]'`" if card.extra else "",
         }
         lines = "\n".join(f"- *{word}*: {text}" for word, text in facts.items() if text)
@@ -132,6 +131,14 @@ def room_page(room: str, cards: list[Card]) -> str:
 
 {methods_table(cards)}
 {chr(10).join(methods)}"""
+
+
+def _scoring(card: Card) -> dict[str, str]:
+    """Say how a detector scores."""
+    return {
+        "new rows": "scored one by one" if card.inductive else "not scored",
+        "streams": "yes, by `partial_fit` and `merge`" if card.streams else "no",
+    }
 
 
 def paper(card: Card) -> str:

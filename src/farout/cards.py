@@ -62,6 +62,8 @@ class Card:
         Whether the method learns by ``partial_fit`` and its states merge.
     explains : bool
         Whether it gives ``reasons``.
+    kind : str
+        ``"detector"`` (samples in, a score each out) or ``"ranker"`` (a table and a label in, a score a column out).
     extra : str
         The optional dependency it needs, empty for none.
     module : str
@@ -84,6 +86,7 @@ class Card:
     inductive: bool = True
     streams: bool = False
     explains: bool = False
+    kind: str = "detector"
     extra: str = ""
 
     @property
@@ -179,8 +182,8 @@ def _room_of(card: Card) -> str:
     return rooms[-1] if rooms else "table"
 
 
-def list_cards(room: str | None = None) -> list[Card]:
-    """Return the cards of a room, or all of them, in the catalogue's order.
+def list_cards(room: str | None = None, kind: str | None = None) -> list[Card]:
+    """Return the cards of a room and kind, or all of them, in the catalogue's order.
 
     Examples
     --------
@@ -189,7 +192,7 @@ def list_cards(room: str | None = None) -> list[Card]:
     """
     if room is not None and room not in ROOMS:
         raise UnknownName("room", room, ROOMS)
-    return [card for card in _catalogue().values() if room in (None, card.room)]
+    return [card for card in _catalogue().values() if room in (None, card.room) and kind in (None, card.kind)]
 
 
 def find(name: str) -> Card:

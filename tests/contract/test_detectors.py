@@ -18,7 +18,7 @@ from farout.contract import Detector
 from farout.errors import BadInput, NotFitted
 from farout.table._neighbours import NeighbourDetector
 
-CARDS = list_cards("table")
+CARDS = list_cards("table", "detector")
 
 
 def made(card, **parameters):

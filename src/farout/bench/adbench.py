@@ -89,7 +89,7 @@ def main(
         No cell could be run; the first error is named.
     """
     chosen = _sets(sets, budget)
-    detectors = _detectors([card.slug for card in list_cards("table")] if methods is None else methods)
+    detectors = _detectors([card.slug for card in list_cards("table", "detector")] if methods is None else methods)
     if protocol not in ("both", *PROTOCOLS):
         raise UnknownName("protocol", protocol, ("both", *PROTOCOLS))
     protocols = PROTOCOLS if protocol == "both" else (protocol,)

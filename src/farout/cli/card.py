@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from farout.cards import Card
 
 
 def add(app: typer.Typer) -> None:
@@ -28,9 +31,7 @@ def card(name: Annotated[str, typer.Argument(help="See 'farout list'.")]) -> Non
         "claim": known.claim,
         "differs": known.differs,
         "takes": ", ".join(known.takes),
-        "new rows": "scored one by one" if known.inductive else "not scored: only the rows it was fitted on",
-        "streams": "yes: partial_fit and merge" if known.streams else "no",
-        "reasons": "yes" if known.explains else "by leaving columns out",
+        **(_scoring(known) if known.kind == "detector" else {"kind": f"{known.kind}, no detector"}),
         "needs": f"pip install 'farout[{known.extra}]'" if known.extra else "",
         "parameters": ", ".join(f"{p.name}={p.default!r}" for p in inspect.signature(known.load()).parameters.values()),
     }
@@ -38,3 +39,12 @@ def card(name: Annotated[str, typer.Argument(help="See 'farout list'.")]) -> Non
     for word, text in facts.items():
         if text:
             print(textwrap.fill(text, 100, initial_indent=f"{word:>11}  ", subsequent_indent=" " * 13))
+
+
+def _scoring(known: Card) -> dict[str, str]:
+    """Say how a detector scores."""
+    return {
+        "new rows": "scored one by one" if known.inductive else "not scored: only the rows it was fitted on",
+        "streams": "yes: partial_fit and merge" if known.streams else "no",
+        "reasons": "yes" if known.explains else "by leaving columns out",
+    }

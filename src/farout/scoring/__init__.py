@@ -215,11 +215,11 @@ def _detector(method: str | Detector, parameters: dict[str, Any] | None, seed: i
     card = find(method)
     made = card.load()()
     if not isinstance(made, Detector) or card.room != "table":
-        tables = ", ".join(f"'{c.slug}'" for c in list_cards("table"))
+        tables = ", ".join(f"'{c.slug}'" for c in list_cards("table", "detector"))
         raise BadInput(f"'{card.slug}' does not score tables ({card.room}); methods that do: {tables}")
     known = made.get_params()
     if streams and not card.streams:
-        able = ", ".join(f"'{c.slug}'" for c in list_cards("table") if c.streams)
+        able = ", ".join(f"'{c.slug}'" for c in list_cards("table", "detector") if c.streams)
         raise BadInput(f"'{card.slug}' needs the whole table in memory: say engine 'memory', or take one of {able}")
     defaults = {"random_state": seed, "n_jobs": 1 if streams else -1} | ({"sketch": SKETCH} if streams else {})
     chosen = {name: value for name, value in defaults.items() if name in known} | (parameters or {})

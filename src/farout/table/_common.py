@@ -44,7 +44,7 @@ class TableDetector(Detector):
         """Check a table and read it into features."""
         if not reset:
             self._check_fitted()
-        if _is_frame(X):
+        if is_frame(X):
             X = self._reading(X, reset)
         else:
             finite: Any = False if self._takes_infinity else "allow-nan"
@@ -261,7 +261,7 @@ def _location(values: np.ndarray) -> tuple[float, float]:
     return float(peak * values.mean()), float(peak * values.std()) or 1.0
 
 
-def _is_frame(X: Any) -> bool:
+def is_frame(X: Any) -> bool:
     """Tell frames (pandas, polars, pyarrow, lazy ones) from arrays and lists."""
     return isinstance(X, Reading) or any(
         hasattr(type(X), word) for word in ("columns", "column_names", "__dataframe__")
