@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from farout.cards import Card, find, list_cards, paper
     from farout.contract import Detector, load
     from farout.scoring import Result, fit, score
+    from farout.scoring.ranking import rank
 
 _HOME = {
     "Alarm": "farout.alarm",
@@ -29,13 +30,27 @@ _HOME = {
     "fit": "farout.scoring",
     "list_cards": "farout.cards",
     "paper": "farout.cards",
+    "rank": "farout.scoring.ranking",
     "Detector": "farout.contract",
     "load": "farout.contract",
     "Result": "farout.scoring",
     "score": "farout.scoring",
 }
 
-__all__ = ["Alarm", "Card", "Detector", "Result", "__version__", "find", "fit", "list_cards", "load", "paper", "score"]
+__all__ = [
+    "Alarm",
+    "Card",
+    "Detector",
+    "Result",
+    "__version__",
+    "find",
+    "fit",
+    "list_cards",
+    "load",
+    "paper",
+    "rank",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:

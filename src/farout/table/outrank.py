@@ -56,7 +56,6 @@ PAIRS = 2**15  # pairs of features measured in one batch at most, those least me
     differs="Counts one table a pair instead of a scan a value; joint features are exact codes, not hashes; a "
     "permutation background beside the shift, which warns of sorted rows; scores are nats, not min-max normalised.",
     takes=("numeric", "missing", "infinite", "category", "date"),
-    streams=True,
 )
 class OutRank(SelectorMixin, BaseEstimator):
     """Rank features by their mutual information with a label, corrected for the number of their values.
