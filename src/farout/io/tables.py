@@ -193,7 +193,7 @@ class TableFile:
                 self._some(pl.DataFrame())
             path, schema = self.path.absolute(), self._reader.schema
             return [
-                Part(path, self.format, start, stop, self._encoding, schema, self._state[0])
+                Part(path, self.format, start, stop, self._encoding, schema, self._state[:2])
                 for start, stop in pairwise(cuts)
             ]
 
@@ -217,7 +217,7 @@ class Part:
     stop: int
     encoding: str
     schema: Any
-    file_size: int
+    state: tuple[int, int]  # size and time of the last change; the inode may differ from machine to machine
 
     def read(self) -> pl.DataFrame:
         """Read the rows of this part."""
@@ -230,10 +230,10 @@ class Part:
     def _frames(self) -> Iterator[pl.DataFrame]:
         name = self.path.name
         _check_is_file(self.path)
-        size = self.path.stat().st_size
-        if size != self.file_size:
-            raise BadInput(f"'{name}' has {size} bytes, but had {self.file_size} when it was split; split it again")
-        with _reading(self.path, name, self.format, fingerprint(self.path)):
+        now = fingerprint(self.path)
+        if now[:2] != self.state:
+            raise BadInput(f"'{name}' is not the file that it was when it was split; split it again")
+        with _reading(self.path, name, self.format, now):
             yield from _reader(self.path, name, self.format, self.encoding, self.schema).frames(self.start, self.stop)
 
 
