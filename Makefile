@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# one known build of torch, so that all machines run the same; any other may be named
+TORCH  ?= torch==2.13.0
 
 # data sets are found here when they lie beside the checkout; else in the user's cache, else downloaded
 ifneq ($(wildcard ../shared/data),)
@@ -38,7 +40,7 @@ lint: $(VENV)/lint
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
-claims: $(VENV)/core
+claims: $(VENV)/test
 	$(BIN)/farout claim all --budget small
 
 clean:
@@ -53,6 +55,10 @@ $(VENV)/core: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/test $(VENV)/lint $(VENV)/docs: $(VENV)/%: $(VENV)/core
+$(VENV)/torch: $(VENV)/core
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/test $(VENV)/lint $(VENV)/docs: $(VENV)/%: $(VENV)/torch
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@

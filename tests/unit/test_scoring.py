@@ -18,9 +18,9 @@ from farout.cards import paper
 from farout.errors import BadInput, UnknownName
 from farout.kit.columns import Columns
 from farout.kit.engine import Dask
+from farout.rows import TableDetector
 from farout.scoring import SKETCH, _passes, fit, score
 from farout.table import ECOD
-from farout.table._common import TableDetector
 
 
 def rows(n, seed=0):

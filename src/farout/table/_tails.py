@@ -14,7 +14,7 @@ from farout.kit.engine import in_threads
 from farout.kit.profile import Ladder, Profile, RowSample
 from farout.kit.ranks import Ranker
 from farout.kit.sketch import LevelCounts, RankTable
-from farout.table._common import TableDetector
+from farout.rows import TableDetector
 
 _GROUP = 8  # columns whose probabilities are multiplied before one logarithm is taken; (1 / n) ** 8 does not underflow
 

@@ -26,7 +26,8 @@ from farout.cards import paper
 from farout.errors import BadInput
 from farout.kit.columns import Features
 from farout.kit.profile import RowSample
-from farout.table._common import Encoder, TableDetector
+from farout.rows import TableDetector
+from farout.table._common import Encoder
 from farout.table._half_spaces import HalfSpaces, work_space
 
 _DEEPEST = 20  # a tree has 2 ** height - 1 drawn features

@@ -33,7 +33,7 @@ from farout.errors import BadInput
 from farout.io.state import saved
 from farout.kit.columns import Codes
 from farout.kit.sketch import LevelCounts
-from farout.table._common import TableDetector
+from farout.rows import TableDetector
 
 BINS = ("static", "dynamic")
 

@@ -36,8 +36,8 @@ from farout.cards import paper
 from farout.errors import BadInput, NotFitted
 from farout.io.tables import to_polars
 from farout.kit.mi import Background, codes, pair_scores
+from farout.rows import is_frame
 from farout.table._coded import Labels, column_codes, read_labels
-from farout.table._common import is_frame
 
 LEAST = 2**10  # rows that a last, shorter batch must have to count
 PAIRS = 2**15  # pairs of features measured in one batch at most, those least measured before first
