@@ -28,8 +28,9 @@ class Detector(OutlierMixin, BaseEstimator):
     """Samples in, a score each out.
 
     A subclass writes ``fit_score`` and ``outlier_score``, and where its method can: ``reasons(X) -> (n, d)`` (per
-    feature, adding up to the score or ranking it), ``score_maps(X)`` (where in the sample), ``partial_fit(X)`` and
-    ``merge(other)`` (pieces equal the whole).
+    feature, adding up to the score or ranking it), ``words(X)`` (each row's reasons in words, where a number a
+    feature cannot say them), ``score_maps(X)`` (where in the sample), ``partial_fit(X)`` and ``merge(other)`` (pieces
+    equal the whole).
 
     Attributes
     ----------
@@ -134,9 +135,11 @@ def load(path: str | Path) -> Detector:
 
 
 def _plain(value: Any) -> Any:
-    """Turn nested detectors into data; a generator, whose state means nothing after fitting, into None."""
+    """Turn nested detectors into data, a path into text; a generator, whose state means nothing any more, into None."""
     if isinstance(value, np.random.RandomState | np.random.Generator):
         return None
+    if isinstance(value, Path):
+        return str(value)
     return {"nested": state_of(value)} if isinstance(value, Detector) else value
 
 

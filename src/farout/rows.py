@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from typing import Any, Self
 
 import numpy as np
 from sklearn.utils import Tags
@@ -12,6 +13,7 @@ from farout.contract import Detector
 from farout.errors import BadInput
 from farout.io.tables import to_polars
 from farout.kit.columns import ArrayFeatures, Codes, Columns, Features, Reading
+from farout.kit.profile import Ladder, Profile, RowSample
 
 
 class TableDetector(Detector):
@@ -89,6 +91,95 @@ class TableDetector(Detector):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+
+class ProfileDetector(TableDetector):
+    """A table detector that scores rows by a profile of what it has seen, and so learns in pieces that merge.
+
+    A subclass takes ``sketch``, writes ``_against_profile``, and in ``fit_score`` sets ``_ladder``, ``_sample`` and the
+    offset.
+
+    Attributes
+    ----------
+    profile_ : Profile
+        Rank tables and level counts of all features.
+    """
+
+    sketch: float
+    _ladder: list[Profile]
+    _sample: RowSample
+    _offset: float | None
+
+    @abstractmethod
+    def _against_profile(self, features: Features) -> np.ndarray:
+        """Return the scores (n,) of rows against ``profile_``."""
+
+    def outlier_score(self, X: Any) -> np.ndarray:
+        """Score new rows against the profile: float64 (n,)."""
+        return self._against_profile(self._features(X, reset=False))
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Learn from more rows; any cut into batches gives the same state, exactly or within the sketch's error.
+
+        Parameters
+        ----------
+        X : array or data frame (n, d)
+        y : ignored
+        """
+        self._check_parameters()
+        first = not hasattr(self, "_ladder")
+        features = self._features(X, reset=first)
+        seen = 0 if first else sum(piece.n for piece in self._ladder)
+        sample = RowSample.of(features, start=seen)
+        if first:
+            self._ladder, self._sample = [], sample
+        else:
+            self._sample = self._sample.merge(sample)
+        Ladder(self._ladder).push(Profile.of(features, self.sketch))
+        self._offset = None
+        return self
+
+    def merge(self, other: Self) -> Self:
+        """Take in what another detector has learned from other rows.
+
+        Parameters
+        ----------
+        other : detector of the same class
+            Fitted by ``partial_fit`` with the same parameters on the same columns.
+        """
+        self._check_fitted()
+        other._check_fitted()
+        if self.feature_names_ != other.feature_names_ or self.sketch != other.sketch:
+            raise BadInput(f"two '{type(self).__name__}' states merge only when columns and sketch are the same")
+        for piece in other._ladder:
+            Ladder(self._ladder).push(piece)
+        self._sample = self._sample.merge(other._sample)
+        self._offset = None
+        return self
+
+    @property
+    def profile_(self) -> Profile:
+        """Rank tables and level counts of all features."""
+        return Ladder(self._ladder).whole()
+
+    @property
+    def offset_(self) -> float:
+        """Threshold of ``predict``; after ``partial_fit`` it comes from a fair sample of 2,048 rows."""
+        if self._offset is None:
+            self._set_offset(self._against_profile(self._sample.features()))
+        assert self._offset is not None
+        return self._offset
+
+    @offset_.setter
+    def offset_(self, value: float) -> None:
+        self._offset = value
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_ladder")
+
+    def _check_parameters(self) -> None:
+        if not 0 <= self.sketch < 0.5:
+            raise BadInput(f"sketch is a relative rank error in [0, 0.5), not {self.sketch}")
 
 
 def is_frame(X: Any) -> bool:

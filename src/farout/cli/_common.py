@@ -78,9 +78,21 @@ def table(data: str, as_: str | None, encoding: str) -> Any:
     return TableFile(data, as_, encoding)
 
 
+def material_or_format(as_: str | None) -> tuple[str | None, str | None]:
+    """Tell what ``--as`` says: what the rows are, or the format of the file.
+
+    Examples
+    --------
+    >>> material_or_format("events"), material_or_format("csv")
+    (('events', None), (None, 'csv'))
+    """
+    return (as_, None) if as_ in ("table", "events") else (None, as_)
+
+
 def present(source: Any) -> list[str]:
     """Return the names of all columns of an opened table."""
-    return source.columns() if callable(source.columns) else list(source.columns)
+    columns = getattr(source, "columns", [])  # arrays have no names
+    return columns() if callable(columns) else list(columns)
 
 
 def talk(text: str, quiet: bool = False) -> None:

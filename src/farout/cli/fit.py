@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from farout.cli._common import assignments, beside, parameters, present, progress, table, talk, write_json
+from farout.cli._common import (
+    assignments,
+    beside,
+    material_or_format,
+    parameters,
+    present,
+    progress,
+    table,
+    talk,
+    write_json,
+)
 from farout.cli.score import (
     As,
     Data,
@@ -45,14 +55,17 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Learn from normal rows and save; 'farout score DATA --with SAVED' scores by it."""
-    from farout.scoring import DEFAULT, versions
+    from farout.cards import find
     from farout.scoring import fit as fit_table
+    from farout.scoring import versions
 
+    material, as_ = material_or_format(as_)
     source = table(data, as_, encoding)
     with progress(quiet) as report:
         alarm = fit_table(
             source,
-            method or DEFAULT,
+            method,
+            material=material,
             rate=rate,
             parameters=parameters(set_),
             kinds=assignments(kind, "--kind") | dict.fromkeys(leave_out, "left out"),
@@ -63,7 +76,8 @@ def fit(
         )
     alarm.save(output)
     settings = beside(output, ".farout.json")
-    chosen = {"data": data, "method": method or DEFAULT, "parameters": alarm.detector_.get_params(deep=False)}
+    fitted = alarm.detector_
+    chosen = {"data": data, "method": find(fitted.__paper__).slug, "parameters": fitted.get_params(deep=False)}
     write_json(settings, chosen | {"rate": rate, "seed": seed, "engine": engine, "versions": versions()})
     talk(described(alarm.columns_, present(source)), quiet)
     held_out = len(alarm.calibration_scores_)

@@ -12,6 +12,7 @@ from farout.cli._common import (
     assignments,
     beside,
     check_outputs,
+    material_or_format,
     parameters,
     present,
     progress,
@@ -28,7 +29,9 @@ Data = Annotated[
     str,
     typer.Argument(help="A table (csv, tsv, jsonl, parquet, feather, npy, npz), '-' for stdin, or a data set's name."),
 ]
-Method = Annotated[str | None, typer.Option("--method", "-m", help="See 'farout list'.  [default: ecod]")]
+Method = Annotated[
+    str | None, typer.Option("--method", "-m", help="See 'farout list'.  [default: by what the rows are]")
+]
 Set = Annotated[list[str], typer.Option("--set", help="A parameter of the method: name=value.")]
 Kind = Annotated[list[str], typer.Option("--kind", help="How to read a column: name=numeric|category|date.")]
 LeaveOut = Annotated[list[str], typer.Option("--leave-out", help="A column that is not to be read.")]
@@ -38,7 +41,10 @@ Rate = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="For everything that is drawn.")]
 Engine = Annotated[str, typer.Option(help="auto, memory, stream or dask.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a Dask scheduler; a local cluster without it.")]
-As = Annotated[str | None, typer.Option("--as", help="Format of the table, where its ending does not say it.")]
+As = Annotated[
+    str | None,
+    typer.Option("--as", help="Format of the data, where its ending does not say it; or 'events', or 'table'."),
+]
 Encoding = Annotated[str, typer.Option(help="Of text tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr.")]
 
@@ -70,7 +76,6 @@ def score(
 ) -> None:
     """Score the rows of a table: the farthest out on stdout, all in a file, and a page to look at."""
     from farout.errors import BadInput
-    from farout.scoring import DEFAULT
     from farout.scoring import score as score_table
 
     if saved and (method or fit_on or set_ or kind or leave_out):
@@ -79,12 +84,14 @@ def score(
             "beside it"
         )
     check_outputs(output)
+    material, as_ = material_or_format(as_)
     source = table(data, as_, encoding)
     name = getattr(source, "name", data)
     with progress(quiet) as report:
         result = score_table(
             source,
-            method or DEFAULT,
+            method,
+            material=material,
             fit_on=table(fit_on, None, encoding) if fit_on else None,
             saved=saved,
             rate=rate,

@@ -13,6 +13,7 @@ ENDINGS = {
     "tsv": "tsv",
     "tab": "tsv",
     "txt": "txt",
+    "log": "log",
     "jsonl": "jsonl",
     "ndjson": "jsonl",
     "json": "json",
@@ -24,7 +25,7 @@ ENDINGS = {
     "npy": "npy",
     "npz": "npz",
 }
-TEXT = ("csv", "tsv", "txt", "jsonl")
+TEXT = ("csv", "tsv", "txt", "jsonl", "log")
 PACKED = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}
 
 _PACKED_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
@@ -59,6 +60,17 @@ def sniffed(path: Path) -> str:
     with pa.input_stream(str(path), compression=compression(path)) as stream:
         head = stream.read(64).lstrip()
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "txt")
+
+
+def is_log(path: Path) -> bool:
+    """Tell whether text without a telling name is a log: its first line begins with a time stamp."""
+    import pyarrow as pa
+
+    from farout.io._logs import begins_like_a_log
+
+    with pa.input_stream(str(path), compression=compression(path)) as stream:
+        head = stream.read(1 << 12).lstrip()
+    return begins_like_a_log(head.split(b"\n", 1)[0].decode("latin-1"))
 
 
 def spooled(stream: Any) -> Any:

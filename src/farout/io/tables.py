@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from farout.errors import BadInput, FaroutError, nearest
-from farout.io._formats import ENDINGS, TEXT, format_of, sniffed, spooled
+from farout.io._formats import ENDINGS, TEXT, format_of, is_log, sniffed, spooled
 from farout.io._frames import to_polars
 from farout.io._write import first_line, write_table
 from farout.io.files import Fingerprint, fingerprint, unchanged
@@ -55,10 +55,12 @@ class _Reader(Protocol):
 class TableFile:
     r"""A table on disk, opened but not read.
 
-    The format follows from the ending: csv, tsv, txt, jsonl (ndjson), json, parquet (pq), feather (arrow, ipc), npy
-    and npz; the first three and jsonl may be compressed (gz, zst, bz2). Text has a header line; its separator is found
-    from it. Cells that read ``NA``, ``N/A``, ``nan``, ``NaN``, ``null``, ``None``, ``?`` or nothing are missing. The
-    type of a column in text is the narrowest that fits all of its cells, and string where they have none in common.
+    The format follows from the ending: csv, tsv, txt, jsonl (ndjson), log, json, parquet (pq), feather (arrow, ipc),
+    npy and npz; the first five may be compressed (gz, zst, bz2). A txt file whose first line begins with a time stamp
+    is a log. Lines of a log become events: hour, level, component, template and parameters. Other text has a header
+    line; its separator is found from it. Cells that read ``NA``, ``N/A``, ``nan``, ``NaN``, ``null``, ``None``, ``?``
+    or nothing are missing. The type of a column in text is the narrowest that fits all of its cells, and string where
+    they have none in common.
 
     Parameters
     ----------
@@ -109,6 +111,8 @@ class TableFile:
             raise BadInput(f"'{shown}' is empty; there is nothing to read")
         if as_ is None:
             self.format = sniffed(self.path) if str(path) == "-" else format_of(self.path)
+            if self.format == "txt" and is_log(self.path):
+                self.format = "log"
         elif as_ in ENDINGS:
             self.format = ENDINGS[as_]
         else:
@@ -239,8 +243,10 @@ class Part:
 
 def _reader(path: Path, name: str, format_: str, encoding: str, schema: Any = None) -> _Reader:
     """Open a file in a format."""
-    from farout.io import _arrays, _text
+    from farout.io import _arrays, _logs, _text
 
+    if format_ == "log":
+        return _logs.Log(path, name, encoding)
     if format_ == "jsonl":
         return _text.JsonLines(path, name, encoding, schema)
     if format_ in TEXT:

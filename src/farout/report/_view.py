@@ -78,9 +78,8 @@ class View:
         return self.result.profile.words(feature, self.value(place, feature))
 
     def words(self, place: int) -> list[str]:
-        """Say why the row at ``top_rows[place]`` is far out, as ``Result.words`` does."""
-        named = np.flatnonzero(self.named[place])
-        return [self.said(place, j) for j in named[np.argsort(-self.parts[place, named], kind="stable")]]
+        """Say why the row at ``top_rows[place]`` is far out."""
+        return self.result.words(place)
 
     def shown(self, feature: int, value: float) -> str:
         """Write a number of a feature, a date as a date."""

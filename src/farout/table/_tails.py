@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from farout.errors import BadInput
 from farout.kit.columns import Codes, Features
 from farout.kit.engine import in_threads
-from farout.kit.profile import Ladder, Profile, RowSample
+from farout.kit.profile import Profile, RowSample
 from farout.kit.ranks import Ranker
 from farout.kit.sketch import LevelCounts, RankTable
-from farout.rows import TableDetector
+from farout.rows import ProfileDetector
 
 _GROUP = 8  # columns whose probabilities are multiplied before one logarithm is taken; (1 / n) ** 8 does not underflow
 
 
-class TailDetector(TableDetector):
+class TailDetector(ProfileDetector):
     """The score of a row is the largest of a few sums over features of minus log tail probabilities.
 
     A subclass names its ``RULES``, takes ``rule``, ``sketch`` and ``n_jobs``, and says in ``_sides`` which
@@ -28,9 +28,7 @@ class TailDetector(TableDetector):
 
     RULES: tuple[str, ...]
     rule: str
-    sketch: float
     n_jobs: int | None
-    _offset: float | None
     _takes_infinity = True
 
     @abstractmethod
@@ -49,8 +47,7 @@ class TailDetector(TableDetector):
         self._set_offset(scores)
         return scores
 
-    def outlier_score(self, X: Any) -> np.ndarray:
-        features = self._features(X, reset=False)
+    def _against_profile(self, features: Features) -> np.ndarray:
         return self._scores(features, self.profile_)[1]
 
     def reasons(self, X: Any) -> np.ndarray:
@@ -70,70 +67,10 @@ class TailDetector(TableDetector):
         winner = parts.sum(axis=2).argmax(axis=0)
         return np.take_along_axis(parts, winner[None, :, None], axis=0)[0] + 0.0
 
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from more rows; any cut into batches gives the same state, exactly or within the sketch's error.
-
-        Parameters
-        ----------
-        X : array or data frame (n, d)
-        y : ignored
-        """
-        self._check_parameters()
-        first = not hasattr(self, "_ladder")
-        features = self._features(X, reset=first)
-        seen = 0 if first else sum(piece.n for piece in self._ladder)
-        sample = RowSample.of(features, start=seen)
-        if first:
-            self._ladder, self._sample = [], sample
-        else:
-            self._sample = self._sample.merge(sample)
-        Ladder(self._ladder).push(Profile.of(features, self.sketch))
-        self._offset = None
-        return self
-
-    def merge(self, other: Self) -> Self:
-        """Take in what another detector has learned from other rows.
-
-        Parameters
-        ----------
-        other : detector of the same class
-            Fitted by ``partial_fit`` with the same parameters on the same columns.
-        """
-        self._check_fitted()
-        other._check_fitted()
-        if self.feature_names_ != other.feature_names_ or self.sketch != other.sketch:
-            raise BadInput(f"two '{type(self).__name__}' states merge only when columns and sketch are the same")
-        for piece in other._ladder:
-            Ladder(self._ladder).push(piece)
-        self._sample = self._sample.merge(other._sample)
-        self._offset = None
-        return self
-
-    @property
-    def profile_(self) -> Profile:
-        """Rank tables and level counts of all features."""
-        return Ladder(self._ladder).whole()
-
-    @property
-    def offset_(self) -> float:
-        """Threshold of ``predict``; after ``partial_fit`` it comes from a fair sample of 2,048 rows."""
-        if self._offset is None:
-            self._set_offset(self._scores(self._sample.features(), self.profile_)[1])
-        assert self._offset is not None
-        return self._offset
-
-    @offset_.setter
-    def offset_(self, value: float) -> None:
-        self._offset = value
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_ladder")
-
     def _check_parameters(self) -> None:
         if self.rule not in self.RULES:
             raise BadInput(f"rule is {' or '.join(map(repr, self.RULES))}, not '{self.rule}'")
-        if not 0 <= self.sketch < 0.5:
-            raise BadInput(f"sketch is a relative rank error in [0, 0.5), not {self.sketch}")
+        super()._check_parameters()
 
     def _scores(self, features: Features, profile: Profile | None) -> tuple[list[RankTable | LevelCounts], np.ndarray]:
         """Score features against a profile, or against themselves while making theirs."""
