@@ -116,7 +116,7 @@ def room_page(room: str, cards: list[Card]) -> str:
             "claim": card.claim,
             "measured": f"[{verdict(card)}](../catalogue.md)",
             "differs": card.differs,
-            "takes": ", ".join(card.takes),
+            "takes": ", ".join(card.takes) if card.kind != "benchmark" else "",
             **(_scoring(card) if card.kind == "detector" else {"kind": f"{card.kind}, no detector"}),
             "needs": f"`pip install 'farout[{card.extra}]'`" if card.extra else "",
         }

@@ -80,7 +80,7 @@ def test_names_stay_below_the_data_folder(name):
 
 def test_names_are_listed_and_near_ones_offered():
     listed = data.names()
-    assert len(listed) == len(set(listed)) == 3 + 39 + 2
+    assert len(listed) == len(set(listed)) == 3 + 39 + 2 + len(data.macrodata_names())
     assert data.names("ADBENCH/") == data.adbench_names()
     assert data.adbench_names()[-1] == "adbench/yeast"
     with pytest.raises(UnknownName, match="no data set is called 'adbench/cardo'; nearest: 'adbench/cardio'"):

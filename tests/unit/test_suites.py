@@ -291,5 +291,5 @@ def test_nothing_that_runs_is_an_error(monkeypatch, tmp_path):
 
 
 def test_budgets_name_sets_that_exist():
-    assert set(suites.PROTOCOLS) == {"unsupervised", "one-class"}
+    assert set(suites.PROTOCOLS) == {*adbench.PROTOCOLS, "split"}
     assert set(adbench.SMALL) < set(adbench_names()) == set(adbench.BUDGETS["full"])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from farout.bench import _figures as figures
-from farout.bench._adbench_words import agreement_rows, failures, score_rows, short
+from farout.bench._adbench_words import agreement_rows, score_rows
+from farout.bench._parts import ending, ranks, short
 from farout.bench._published import PUBLISHED, SOURCES, beside, numbers_of_others
 from farout.bench._tables import as_html
-from farout.bench.stats import complete_sets, groups, mean_ranks, nemenyi_cd
 from farout.bench.suites import matrix
 from farout.report._page import Section, figure, page, write
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 
 def write_page(table: pl.DataFrame, agreed: pl.DataFrame, settings: dict[str, Any], path: Path) -> None:
@@ -26,15 +22,16 @@ def write_page(table: pl.DataFrame, agreed: pl.DataFrame, settings: dict[str, An
     sections = []
     for (protocol,), part in table.group_by("protocol", maintain_order=True):
         pairs = beside(part, numbers_of_others(PUBLISHED))
-        sections += [*_ranks(part, protocol), _every_set(part, pairs, protocol), *_published(pairs, protocol)]
+        sections += [
+            *ranks(part, f"Ranks, {protocol}"),
+            _every_set(part, pairs, protocol),
+            *_published(pairs, protocol),
+        ]
     sections.append(_time(table))
     if len(agreed):
         intro = f"Absolute difference in points of AUROC, sets used whole. {'; '.join(SOURCES.values())}."
         sections.append(Section("Agreement with others", as_html(*agreement_rows(agreed)), intro))
-    failed = failures(table)
-    if failed:
-        sections.append(Section("What failed", as_html(["cell"], [[line] for line in failed])))
-    sections.append(Section("Settings", _settings(settings)))
+    sections += ending(table, settings)
     n_sets, n_methods = table["set"].n_unique(), table["method"].n_unique()
     facts = [
         ("sets", f"{n_sets}"),
@@ -44,27 +41,6 @@ def write_page(table: pl.DataFrame, agreed: pl.DataFrame, settings: dict[str, An
     ]
     lead = "How well each method finds the labelled anomalies, with its defaults and without looking at a label."
     write(path, page("ADBench", sections, kind="benchmark of tables", lead=lead, facts=facts))
-
-
-def _ranks(table: pl.DataFrame, protocol: str) -> list[Section]:
-    """Mean ranks with Nemenyi's critical difference; nothing where fewer than two methods share a set."""
-    _, methods, values = matrix(table)
-    run = ~np.isnan(values).all(axis=0)
-    names, values = [name for name, there in zip(methods, run) if there], values[:, run]
-    n = int((~np.isnan(values)).all(axis=1).sum())
-    if len(names) < 2 or n == 0:
-        return []
-    ranks, cd = mean_ranks(values), nemenyi_cd(len(names), n)
-    fig = figures.critical_difference(names, ranks, groups(names, ranks, cd=cd), cd)
-    best = names[int(np.argmin(ranks))]
-    alt = f"Mean ranks of {len(names)} methods; {best} ranks best with {ranks.min():.2f}."
-    means = complete_sets(values).mean(axis=0)
-    intro = (
-        f"Mean rank by AUROC over the {n} sets on which every method ran; {best} ranks best ({ranks.min():.2f}), "
-        f"{names[int(np.argmax(means))]} has the best mean AUROC ({means.max():.3f}). Methods that share a bar are not "
-        "told apart (Nemenyi, 5 %)."
-    )
-    return [Section(f"Ranks, {protocol}", figure(fig, alt), intro)]
 
 
 def _every_set(table: pl.DataFrame, pairs: pl.DataFrame, protocol: str) -> Section:
@@ -107,9 +83,3 @@ def _time(table: pl.DataFrame) -> Section:
     n_shared = per_set["all_ran"].sum()
     intro = f"To fit and score with one thread, summed over the {n_shared} sets (by protocol) on which all methods ran."
     return Section("Time", as_html(["method", "seconds"], rows), intro)
-
-
-def _settings(settings: dict[str, Any]) -> Markup:
-    from markupsafe import Markup
-
-    return Markup("<pre>{}</pre>").format(json.dumps(settings, indent=2, default=repr))

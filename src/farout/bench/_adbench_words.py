@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from farout.bench._parts import failures, short
 from farout.bench._published import PUBLISHED, SOURCES, beside, numbers_of_others
 from farout.bench._tables import as_text
 from farout.bench.suites import matrix
@@ -55,21 +56,6 @@ def agreement_rows(agreed: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
         words = [f"{method} ({protocol})", source.split()[0], str(sets), f"{100 * median:.2f}", f"{100 * largest:.1f}"]
         rows.append([*words, short(where), VERDICT[within]])
     return ["method", "against", "sets", "median", "largest", "where", "within"], rows
-
-
-def failures(table: pl.DataFrame) -> list[str]:
-    """Name the cells that failed, and why."""
-    failed = table.filter(pl.col("error").is_not_null())
-    groups = failed.group_by("method", "protocol", "error", maintain_order=True).agg(pl.col("set").unique())
-    return [
-        f"{method} on {', '.join(sorted(map(short, sets)))}, {protocol}: {error}"
-        for method, protocol, error, sets in groups.iter_rows()
-    ]
-
-
-def short(name: str) -> str:
-    """Drop the suite's name from a set's."""
-    return name.removeprefix("adbench/")
 
 
 def _means(values: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from farout.io.files import writing
 from farout.scoring import versions
 
 OVER = "over the limit"  # how the error of a cell begins that was not run because of `Limits.columns`
+TOGETHER = 200_000  # values in a set, below which all its cells are one task of a process
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,26 @@ class Cell:
     def measure(self, data: Dataset) -> dict[str, Any]:
         """Fit, score and judge."""
         X, y = data.X, data.y
-        one_class = self.protocol == "one-class"
-        train, test = one_class_split(y, self.seed) if one_class else (np.arange(len(y)), np.arange(0))
+        transductive = self.protocol == "unsupervised"
+        train, test = self._parts(data)
         most = self.limits.fit_rows.get(type(self.detector).__name__, len(y))
         if len(train) > most:
             drawn = np.sort(np.random.default_rng(self.seed).choice(train, most, replace=False))
-            test = test if one_class else np.setdiff1d(train, drawn)
+            test = np.setdiff1d(train, drawn) if transductive else test
             train = drawn
         detector = clone(self.detector)
         if "random_state" in detector.get_params():
             detector.set_params(random_state=self.seed)
+        if "novelty" in detector.get_params() and not transductive:  # these protocols say that the rows are normal
+            detector.set_params(novelty=True)
         X_train, X_test = _standardized(X[train], X[test])
         started = time.perf_counter()
-        if one_class:
-            label, scores = y[test], detector.fit(X_train).outlier_score(X_test)
-        else:
+        if transductive:
             label, scores = y[np.concatenate((train, test))], detector.fit_score(X_train)
             if len(test):
                 scores = np.concatenate((scores, detector.outlier_score(X_test)))
+        else:
+            label, scores = y[test], detector.fit(X_train).outlier_score(X_test)
         return {
             "seconds": round(time.perf_counter() - started, 4),
             "auroc": auroc(label, scores),
@@ -141,17 +144,43 @@ class Cell:
             "fitted": len(train),
         }
 
+    def _parts(self, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the rows to learn from, and of the others."""
+        if self.protocol == "one-class":
+            return one_class_split(data.y, self.seed)
+        n_train = len(data.y) if self.protocol == "unsupervised" else data.n_train
+        if n_train is None:
+            raise BadInput(f"'{data.name}' has no split of its own; take the protocol 'one-class' or 'unsupervised'")
+        return np.arange(n_train), np.arange(n_train, len(data.y))
+
 
 def _standardized(train: Any, test: Any) -> tuple[Any, Any]:
     """Bring columns to mean 0 and standard deviation 1 by the training rows, as published results were made.
 
-    Data frames can hold more than numbers and stay as they are.
+    Data frames can hold more than numbers and stay as they are; missing values stay missing.
     """
     if not isinstance(train, np.ndarray):
         return train, test
-    center, scale = train.mean(axis=0), train.std(axis=0)
+    mean, std = (np.nanmean, np.nanstd) if np.isnan(train).any() else (np.mean, np.std)
+    center, scale = mean(train, axis=0), std(train, axis=0)
     scale[scale == 0] = 1.0
     return (train - center) / scale, (test - center) / scale
+
+
+def batches(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Lay the cells of a small set together, so that its rows are sent once; the largest first, so that none is late.
+
+    A cell of a large set goes alone: several processes can then share the set.
+    """
+    laid: dict[tuple[str, int], list[Cell]] = {}
+    for i, cell in enumerate(cells):
+        laid.setdefault((cell.identity, -1 if cell.size < TOGETHER else i), []).append(cell)
+    return sorted(laid.values(), key=lambda batch: -sum(cell.size for cell in batch))
+
+
+def measured_in_turn(cells: Iterable[Cell], folder: Path | None) -> list[dict[str, Any]]:
+    """Run the cells of a batch, one after the other."""
+    return [measured(cell, folder) for cell in cells]
 
 
 def measured(cell: Cell, folder: Path | None) -> dict[str, Any]:
@@ -188,11 +217,13 @@ def read(item: str | Dataset, most: int) -> tuple[Dataset | str, str, int | None
             raise BadInput(f"'{data.name}' has no labels 0 (normal) and 1 (anomaly)")
     except Exception as error:
         return _words(error), str(item), None
-    identity = item if isinstance(item, str) else f"{item.name} {hash_of(item)}"
+    by_name = isinstance(item, str) and not item.endswith(".npz")  # what stands in a user's file may change
+    identity = str(item) if by_name else f"{data.name} {hash_of(data)}"
     n = len(data.y)
     if n > most:
         rows = np.sort(np.random.default_rng(0).choice(n, most, replace=False))
-        data = Dataset(data.name, data.X[rows], data.y[rows], data.columns, data.source, data.licence)
+        n_train = None if data.n_train is None else int(np.searchsorted(rows, data.n_train))
+        data = replace(data, X=data.X[rows], y=data.y[rows], n_train=n_train)
     return data, identity, n
 
 

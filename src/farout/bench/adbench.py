@@ -9,7 +9,7 @@ measured on the same files. On sets that were used whole, the median difference 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,17 +18,18 @@ import numpy as np
 import polars as pl
 
 from farout.bench._adbench_page import write_page
-from farout.bench._adbench_words import as_words, short
-from farout.bench._published import AS_PYOD, MEASURED, SOURCES, beside, numbers_of_others
-from farout.bench.suites import PROTOCOLS, Limits, Progress, run
-from farout.cards import find, list_cards
-from farout.contract import Detector
+from farout.bench._adbench_words import as_words
+from farout.bench._parts import detectors, short
+from farout.bench._published import MEASURED, SOURCES, beside, numbers_of_others
+from farout.bench.suites import Limits, Progress, run
+from farout.cards import list_cards
 from farout.data import adbench_names
 from farout.errors import BadInput, UnknownName
 from farout.io.files import writing
 from farout.io.tables import write_table
 from farout.scoring import versions
 
+PROTOCOLS = ("unsupervised", "one-class")  # its sets have no split of their own
 # Every second one, by rows, of the sets with fewer than 8,000 rows and at most 200,000 values.
 SMALL = (
     "adbench/Hepatitis",
@@ -89,7 +90,8 @@ def main(
         No cell could be run; the first error is named.
     """
     chosen = _sets(sets, budget)
-    detectors = _detectors([card.slug for card in list_cards("table", "detector")] if methods is None else methods)
+    methods = [card.slug for card in list_cards("table", "detector")] if methods is None else methods
+    by_name = detectors(methods)
     if protocol not in ("both", *PROTOCOLS):
         raise UnknownName("protocol", protocol, ("both", *PROTOCOLS))
     protocols = PROTOCOLS if protocol == "both" else (protocol,)
@@ -98,7 +100,7 @@ def main(
     frames = [
         run(
             chosen,
-            detectors,
+            by_name,
             each,
             seeds,
             out=folder / "cells",
@@ -114,7 +116,7 @@ def main(
     agreed = agreement(table)
     settings = {
         "sets": chosen,
-        "methods": {name: detector.get_params() for name, detector in detectors.items()},
+        "methods": {name: detector.get_params() for name, detector in by_name.items()},
         "protocols": protocols,
         "seeds": list(seeds),
         "limits": asdict(limits),
@@ -169,14 +171,3 @@ def _sets(sets: Iterable[str] | None, budget: str) -> list[str]:
         if short(name).lower() not in known:
             raise UnknownName("set of ADBench", name, known.values())
     return [known[short(name).lower()] for name in chosen]
-
-
-def _detectors(methods: Iterable[str]) -> Mapping[str, Detector]:
-    """Methods with their defaults, and as PyOD computes them where that is something else."""
-    made: dict[str, Detector] = {}
-    for card in map(find, methods):
-        made[card.attribute] = card.load()()
-        if card.name in AS_PYOD:
-            variant, parameters = AS_PYOD[card.name]
-            made[variant] = card.load()(**parameters)
-    return made

@@ -8,13 +8,14 @@ row, and the rest goes on. Every cell computes with one thread, so that its seco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from farout.bench._cells import OVER, Cell, Limits, measured, one_class_split, read
+from farout.bench._cells import OVER, Cell, Limits, batches, measured_in_turn, one_class_split, read
 from farout.cards import find
 from farout.contract import Detector
 from farout.data import Dataset
@@ -24,7 +25,7 @@ __all__ = ["OVER", "PROTOCOLS", "Limits", "Progress", "matrix", "one_class_split
 
 Progress = Callable[[str, float], None]
 
-PROTOCOLS = ("unsupervised", "one-class")
+PROTOCOLS = ("unsupervised", "one-class", "split")
 SCHEMA = {
     "set": pl.String,
     "method": pl.String,
@@ -61,9 +62,11 @@ def run(
         Names for :func:`farout.data.load`, or data sets with labels 0 and 1.
     methods : iterable of str, or mapping of str to Detector
         Methods of the catalogue with their defaults, or detectors under the names that the table shall show.
-    protocol : {"unsupervised", "one-class"}
+    protocol : {"unsupervised", "one-class", "split"}
         ``"unsupervised"``: learn from all rows without their labels, and score the same rows. ``"one-class"``: learn
-        from half of the normal rows, and score the other half and all anomalies.
+        from half of the normal rows, and score the other half and all anomalies. ``"split"``: learn from the rows that
+        the set names for it (``Dataset.n_train``), and score the others. Numbers of different protocols answer
+        different questions and share no table.
     seeds : sequence of int
         For what is drawn: by a method with a ``random_state``, and in ``"one-class"`` the half. Where nothing is drawn,
         only the first seed is run.
@@ -119,9 +122,10 @@ def run(
                 kept = cell.kept(folder)
                 records += [kept] if kept else []
                 cells += [] if kept else [cell]
-    cells.sort(key=lambda cell: -cell.size)  # the largest first, so that no process is left with a large one at the end
-    work = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(delayed(measured)(cell, folder) for cell in cells)
-    for record in work:
+    work = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+        delayed(measured_in_turn)(batch, folder) for batch in batches(cells)
+    )
+    for record in chain.from_iterable(work):
         records.append(record)
         progress(f"{record['method']} on {record['set']}", len(records) / len(order))
     place = {cell: i for i, cell in enumerate(order)}

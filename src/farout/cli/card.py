@@ -30,7 +30,7 @@ def card(name: Annotated[str, typer.Argument(help="See 'farout list'.")]) -> Non
         "import": f"from {known.module} import {known.attribute}",
         "claim": known.claim,
         "differs": known.differs,
-        "takes": ", ".join(known.takes),
+        "takes": ", ".join(known.takes) if known.kind != "benchmark" else "",
         **(_scoring(known) if known.kind == "detector" else {"kind": f"{known.kind}, no detector"}),
         "needs": f"pip install 'farout[{known.extra}]'" if known.extra else "",
         "parameters": ", ".join(f"{p.name}={p.default!r}" for p in inspect.signature(known.load()).parameters.values()),

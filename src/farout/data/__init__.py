@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from farout.data._dataset import Dataset
 from farout.data._find import DataMissing, find
-from farout.data._sets import Dataset, adbench_names, load, names
+from farout.data._macrodata import macrodata_manifest, macrodata_names, read_split, split_facts
+from farout.data._sets import adbench_names, load, names
 
-__all__ = ["DataMissing", "Dataset", "adbench_names", "find", "load", "names"]
+__all__ = [
+    "DataMissing",
+    "Dataset",
+    "adbench_names",
+    "find",
+    "load",
+    "macrodata_manifest",
+    "macrodata_names",
+    "names",
+    "read_split",
+    "split_facts",
+]

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from farout.data import _adbench
+from farout.data import _adbench, synbench
+from farout.data._dataset import Dataset
 from farout.data._find import find
+from farout.data._macrodata import load_macrodata, macrodata_names, read_split
 from farout.errors import UnknownName
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _ADBENCH = {stem.split("_", 1)[1]: stem for stem in _adbench.SHA256}
 _NSL_KDD = {"train": "events/nsl_kdd/train_20percent.parquet", "test": "events/nsl_kdd/test.parquet"}
 _NO_FEATURES = ["attack", "difficulty", "family", "anomaly"]
 # What scikit-learn carries: its loader, and the class that counts as the anomaly where the set has one.
 _SKLEARN = {"breast_cancer": ("load_breast_cancer", 0), "wine": ("load_wine", None), "digits": ("load_digits", None)}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set and what is known about it.
-
-    Parameters
-    ----------
-    name : str
-    X : array or polars.DataFrame (n, d)
-        The features; a frame where columns have names or kinds of their own.
-    y : int8 array (n,)
-        1 = anomaly, 0 = normal. For sets that have classes instead of anomalies ('wine', 'digits') the class number.
-    columns : tuple of str
-        Names of the features.
-    source : str
-        Where the data are from, and what to cite.
-    licence : str
-    """
-
-    name: str
-    X: np.ndarray | pl.DataFrame
-    y: np.ndarray
-    columns: tuple[str, ...]
-    source: str
-    licence: str
 
 
 def names(prefix: str = "") -> list[str]:
@@ -55,7 +25,7 @@ def names(prefix: str = "") -> list[str]:
     >>> names("nsl")
     ['nsl_kdd/train', 'nsl_kdd/test']
     """
-    known = [*_SKLEARN, *adbench_names(), *(f"nsl_kdd/{part}" for part in _NSL_KDD)]
+    known = [*_SKLEARN, *adbench_names(), *(f"nsl_kdd/{part}" for part in _NSL_KDD), *macrodata_names()]
     return [name for name in known if name.lower().startswith(prefix.lower())]
 
 
@@ -76,7 +46,9 @@ def load(name: str) -> Dataset:
     Parameters
     ----------
     name : str
-        One of :func:`names`, in any case. The sets from scikit-learn need neither a folder nor a network.
+        One of :func:`names`, in any case; or ``"synbench/<prior>-<archetype>-<seed>"``, a set that
+        :func:`farout.data.synbench.make` draws; or the path of an archive for :func:`read_split`. The sets from
+        scikit-learn and the drawn ones need neither a folder nor a network.
 
     Returns
     -------
@@ -95,6 +67,10 @@ def load(name: str) -> Dataset:
     >>> cancer.X.shape, int(cancer.y.sum())
     ((569, 30), 212)
     """
+    if name.lower().startswith("synbench/"):
+        return synbench.load(name)
+    if name.endswith(".npz"):
+        return read_split(name)
     known = {word.lower(): word for word in names()}
     if name.lower() not in known:
         raise UnknownName("data set", name, known.values())
@@ -104,6 +80,8 @@ def load(name: str) -> Dataset:
         return _load_adbench(full, _ADBENCH[short])
     if room == "nsl_kdd":
         return _load_nsl_kdd(full, _NSL_KDD[short])
+    if room == "macrodata":
+        return load_macrodata(full)
     return _load_sklearn(full)
 
 
