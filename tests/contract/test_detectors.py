@@ -1,4 +1,4 @@
-"""What every table detector keeps, for all cards of the room: a new file is tested by being there."""
+"""What every detector of tables and events keeps, for all cards of the rooms: a new file is tested by being there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import farout
 from farout.cards import list_cards
 from farout.contract import Detector
 from farout.errors import BadInput, NotFitted
+from farout.events._common import EventDetector
 from farout.table._neighbours import NeighbourDetector
+from farout.table.default import Default
 
-CARDS = list_cards("table", "detector")
+CARDS = list_cards("table", "detector") + list_cards("events", "detector")
+LEAVE_ONE_OUT = (NeighbourDetector, Default)  # a training row is scored without the part that it plays itself
 
 
 def made(card, **parameters):
@@ -74,7 +77,11 @@ def test_scikit_learns_own_checks(estimator, check):
 def test_the_row_farthest_out_has_the_top_score(detector):
     X = np.random.default_rng(1).normal(size=(300, 5))
     X[17] = 15.0
-    assert detector.fit_score(X).argmax() == 17
+    odd = X
+    if isinstance(detector, EventDetector):  # these look for values that do not go together, and 15 goes with 15
+        odd = np.sign(X[:, :1]) * np.ones(5)
+        odd[17] *= [1, -1, 1, -1, 1]
+    assert detector.fit_score(odd).argmax() == 17
     new = np.vstack((X[20:40], np.full((1, 5), 15.0)))
     assert detector.fit(np.delete(X, 17, axis=0)).outlier_score(new).argmax() == 20
 
@@ -112,7 +119,7 @@ def test_fit_score_is_fit_and_score(detector):
     other = clone(detector)
     assert other.fit(X) is other
     assert len(scores) == len(X)
-    if not isinstance(detector, NeighbourDetector):  # these leave a training row out of its own neighbours
+    if not isinstance(detector, LEAVE_ONE_OUT):
         np.testing.assert_allclose(other.outlier_score(X), scores, rtol=1e-12)
     detector.fit_score(X)
     assert detector.offset_ == other.offset_
@@ -220,7 +227,9 @@ def test_mixed_frames_of_three_libraries_score_the_same(detector):
     frame = mixed()
     expected = clone(detector).fit_score(frame)
     assert np.isfinite(expected).all()
-    assert len(np.unique(expected.round(9))) > 100
+    assert len(np.unique(expected.round(9))) > (
+        50 if isinstance(detector, EventDetector) else 100
+    )  # few distinct counts
     as_pandas = pandas.DataFrame({name: frame[name].to_list() for name in frame.columns})
     as_pandas["town"] = as_pandas["town"].astype("category")
     as_pandas["when"] = pandas.to_datetime(as_pandas["when"])
@@ -337,7 +346,7 @@ def test_the_card_is_complete(card):
     for word in ("title", "authors", "claim", "differs"):
         assert len(getattr(card, word)) > 8, f"the card of '{card.slug}' lacks '{word}'"
     assert 1960 < card.year < 2100
-    assert card.link.startswith("https://")
+    assert card.link.startswith("https://") or card.differs.startswith("No paper")
     assert "numeric" in card.takes and "missing" in card.takes
     cls = card.load()
     assert issubclass(cls, Detector) and cls.__paper__ == card.name

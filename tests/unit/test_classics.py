@@ -18,10 +18,11 @@ from farout import data
 from farout.errors import BadInput
 from farout.kit.columns import ArrayFeatures, Columns
 from farout.table._common import Encoder
+from farout.table._trees import Trees
 from farout.table.copod import COPOD
 from farout.table.ecod import ECOD
 from farout.table.hbos import HBOS
-from farout.table.iforest import IForest, Trees, _mean_depth
+from farout.table.iforest import IForest, _mean_depth
 from farout.table.knn import KNN
 from farout.table.lof import LOF
 from farout.table.mcd import MCD

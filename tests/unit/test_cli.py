@@ -77,7 +77,7 @@ def test_score_prints_data_on_stdout_and_talk_on_stderr(here, tmp_path):
     done = run("score", here / "table.csv", "--top", "3", *(w for path in outputs for w in ("-o", path)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     head, names, first, *rest = done.stdout.decode().splitlines()
-    assert head.startswith("ECOD: 300 rows, 3 above the line") and names.split() == ["row", "score", "p", "why"]
+    assert head.startswith("Default: 300 rows, 3 above the line") and names.split() == ["row", "score", "p", "why"]
     assert first.split()[0] == "7" and "price = 900: above all other rows" in first and len(rest) == 2
     talk = done.stderr.decode()
     assert "numeric: 2  price, weight" in talk and "category: 1  city" in talk and "wrote " in talk
@@ -86,7 +86,7 @@ def test_score_prints_data_on_stdout_and_talk_on_stderr(here, tmp_path):
     assert parquet["score"].arg_max() == 7 and csv["score"].to_list() == parquet["score"].to_list()
     assert b"<html" in outputs[2].read_bytes()
     settings = json.loads((tmp_path / "o.farout.json").read_text())
-    assert settings["method"] == "ecod" and settings["command"][:2] == ["farout", "score"] and settings["versions"]
+    assert settings["method"] == "default" and settings["command"][:2] == ["farout", "score"] and settings["versions"]
     assert sorted(os.listdir(tmp_path)) == ["o.csv", "o.farout.json", "o.html", "o.parquet"]
 
 
@@ -107,7 +107,18 @@ def test_a_reader_that_goes_early_costs_no_file(here, tmp_path):
 
 
 def test_options_reach_the_method_and_the_columns(here, tmp_path, call):
-    words = ("--set", "rule=per_dimension", "--kind", "weight=category", "--leave-out", "city", "-o", "o.parquet")
+    words = (
+        "-m",
+        "ecod",
+        "--set",
+        "rule=per_dimension",
+        "--kind",
+        "weight=category",
+        "--leave-out",
+        "city",
+        "-o",
+        "o.parquet",
+    )
     done = call("score", here / "table.csv", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     talk = done.stderr.decode()
@@ -161,9 +172,17 @@ WRONG = {
     "missing file": (["score", "tabel.csv"], "there is no file 'tabel.csv'; nearest: 'table.csv'", 1),
     "folder": (["score", "."], "is a folder", 1),
     "method": (["score", "table.csv", "-m", "ecodd"], "no method is called 'ecodd'; nearest: 'ecod'", 1),
-    "parameter": (["score", "table.csv", "--set", "rulez=paper"], "no parameter of 'ecod' is called 'rulez'", 1),
+    "parameter": (
+        ["score", "table.csv", "-m", "ecod", "--set", "rulez=paper"],
+        "no parameter of 'ecod' is called 'rulez'",
+        1,
+    ),
     "assignment": (["score", "table.csv", "--set", "rule"], "--set takes name=value, not 'rule'", 1),
-    "value": (["score", "table.csv", "--set", "rule=mean"], "rule is 'paper' or 'per_dimension', not 'mean'", 1),
+    "value": (
+        ["score", "table.csv", "-m", "ecod", "--set", "rule=mean"],
+        "rule is 'paper' or 'per_dimension', not 'mean'",
+        1,
+    ),
     "column": (["score", "table.csv", "--leave-out", "prise"], "no column 'prise'; nearest: 'price'", 1),
     "rate": (["score", "table.csv", "--rate", "7"], "rate is a share of the rows between 0 and 1, not 7", 1),
     "small rate": (["fit", "normal.csv", "-o", "x", "--rate", "0.0001"], "at least 9,999 normal rows", 1),

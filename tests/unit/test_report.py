@@ -103,7 +103,7 @@ def test_bins_hold_all_and_have_an_edge_on_the_line(line, draw):
 
 
 def test_words_and_bars_are_those_of_the_result(normal, tmp_path):
-    result = score(normal)
+    result = score(normal, "ecod")
     view = View.of(result)
     for place in range(view.listed):
         assert view.words(place) == result.words(place)

@@ -56,7 +56,7 @@ def same(one, other, words=True):
 
 
 def test_a_stream_gives_the_scores_of_memory(files):
-    memory = score(files[0])
+    memory = score(files[0], "ecod")
     stream = score(files[0], engine="stream", parameters={"sketch": 0})
     assert len(_passes.Table.of(files[0], "stream").parts) > 5
     same(memory, stream, words=False)
@@ -117,7 +117,7 @@ def test_a_saved_alarm_scores_like_the_one_that_was_saved(files, tmp_path):
 def test_rank_p_values_top_order_and_words():
     X = np.random.default_rng(0).normal(size=(400, 3))
     X[5], X[9, 1], X[11] = 20.0, -30.0, X[12]
-    result = score(X, name="demo", rate=0.02)
+    result = score(X, "ecod", name="demo", rate=0.02)
     expected = [(result.scores >= s).mean() for s in result.scores]
     assert result.p_values.tolist() == expected and not result.calibrated
     assert np.array_equal(result.alarms, result.p_values <= 0.02)
@@ -190,7 +190,7 @@ def test_unknown_names_offer_the_nearest(files):
     with pytest.raises(UnknownName, match="no method is called 'ecodd'; nearest: 'ecod'"):
         score(X, "ecodd")
     with pytest.raises(UnknownName, match="no parameter of 'ecod' is called 'rulez'; nearest: 'rule'"):
-        score(X, parameters={"rulez": "paper"})
+        score(X, "ecod", parameters={"rulez": "paper"})
     with pytest.raises(UnknownName, match="no engine is called 'streams'; nearest: 'stream'"):
         score(files[0], engine="streams")
     with pytest.raises(BadInput, match="the engine 'stream' reads files"):

@@ -103,6 +103,7 @@ def sweep(
         protocol,
         SEEDS,
         out=None if small else CELLS,
+        n_jobs=None if small else -1,
         limits=suites.Limits(rows=rows) if small else None,
         progress=progress,
     )

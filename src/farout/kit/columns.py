@@ -401,8 +401,8 @@ def _moments_of(column: Column, series: pl.Series) -> pl.Series:
     return series.cast(pl.Datetime("us"))
 
 
-def feature_frame(features: Features) -> dict[str, Any]:
-    """Return features as plain columns, levels spelled out: for pictures and samples."""
+def feature_frame(features: Features) -> dict[str, np.ndarray]:
+    """Return features as plain columns, levels spelled out and None where they are missing: for words and pictures."""
     return {
         name: np.array([*column.levels, None], dtype=object)[column.codes] if isinstance(column, Codes) else column
         for name, column in features

@@ -57,6 +57,12 @@ class Profile:
         columns = [mine.merge(theirs) for mine, theirs in zip(self.columns, other.columns)]  # type: ignore[arg-type]
         return Profile(self.names, columns, self.n + other.n, self.dates)
 
+    def shown(self, feature: int, value: float | str) -> str:
+        """Write a value of a feature: a date as a date, a level as it is."""
+        if isinstance(value, str):
+            return value
+        return _date(value) if self.names[feature] in self.dates else number(value)
+
     def words(self, feature: int, value: float | str | None) -> str:
         """Say in words where a value of a feature stands.
 
@@ -76,7 +82,7 @@ class Profile:
         assert not isinstance(value, str)
         left, right = (side.item() for side in column.counts(np.array([value])))
         low, high = ("before", "after") if name in self.dates else ("below", "above")
-        shown = _date(value) if name in self.dates else number(value)
+        shown = self.shown(feature, value)
         if left == 0 or right == 0:
             return f"{name} = {shown}: {low if left == 0 else high} every row seen"
         below, above = column.n - right, column.n - left

@@ -36,6 +36,7 @@ class Table:
     path: str | None
     parts: list[Any]
     streams: bool
+    format: str | None = None
 
     @classmethod
     def of(cls, data: Any, engine: str) -> Table:
@@ -48,7 +49,7 @@ class Table:
         file = data if isinstance(data, TableFile) else TableFile(data)
         streams = engine in ("stream", "dask") or (engine == "auto" and file.size > IN_MEMORY)
         parts = file.parts(max(1, -(-file.size // PART))) if streams else [Whole(file.read())]
-        return cls(file.name, str(file.path), parts, streams)
+        return cls(file.name, str(file.path), parts, streams, file.format)
 
     @property
     def numbered(self) -> list[tuple[int, Any]]:

@@ -48,6 +48,8 @@ class Result:
         How much each feature adds to their scores.
     usual_reasons : float64 array (features,)
         What each feature adds to nine of ten rows at most; less than this is no reason.
+    said : list of list of str
+        Reasons of the top rows in the method's own words, which may name pairs of values; empty where it has none.
     sample_rows, sample_frame
         A fair sample of all rows, for pictures.
     settings : dict
@@ -78,6 +80,7 @@ class Result:
     usual_reasons: np.ndarray
     sample_rows: np.ndarray
     sample_frame: pl.DataFrame
+    said: list[list[str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def features(self, frame: pl.DataFrame) -> Features:
@@ -90,6 +93,8 @@ class Result:
 
     def words(self, place: int, most: int = 3) -> list[str]:
         """Say why the row at ``top_rows[place]`` is far out, the strongest reason first."""
+        if self.said and self.said[place]:
+            return self.said[place][:most]
         named = np.flatnonzero(self.named(slice(place, place + 1), most)[0])
         order = named[np.argsort(-self.reasons[place, named], kind="stable")]
         return [self.profile.words(j, _value(self._top_features.columns[j], place)) for j in order]

@@ -138,6 +138,19 @@ class Encoder:
         np.add.at(total.T, self.owner, parts.T)
         return total
 
+    def decoded(self, j: int, row: np.ndarray) -> float | str:
+        """Read a feature back from a row (columns,): a number, or the level whose code is the largest.
+
+        Levels that share a column are ``"a rare level"``.
+        """
+        mine, found = row[self.owner == j], self.levels[j]
+        if found is None:
+            return float(mine[0] * self.scales[j] + self.means[j])
+        levels, table = found
+        place = int(mine.argmax())
+        sharing = np.flatnonzero(table[: len(levels), place] > 0)
+        return levels[sharing[0]] if len(sharing) == 1 else "a rare level"
+
     def _column(self, j: int, column: np.ndarray | Codes) -> np.ndarray:
         if isinstance(column, Codes):
             levels, table = self.levels[j]  # type: ignore[misc]

@@ -15,20 +15,18 @@ arrays, which are checked when they are read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from farout.cards import paper
 from farout.errors import BadInput
-from farout.io.state import saved
 from farout.kit.engine import in_threads
 from farout.table._common import MatrixDetector
+from farout.table._trees import Trees, short
 
 _DRAWN = 1024  # training rows that the threshold of `predict` comes from, so that `fit` need not score them all
 _CHUNK = 8192  # rows that stay in cache while all trees read them
-_LARGEST = np.finfo(np.float32).max
 
 
 @paper(
@@ -87,18 +85,18 @@ class IForest(MatrixDetector):
     def fit(self, X: Any, y: Any = None) -> IForest:
         """Grow the trees, and score no more rows than the threshold of ``predict`` needs."""
         rows = self._grow(self._matrix(X, reset=True))
-        self._set_offset(self.trees_.score(rows[_drawn(len(rows))], None))
+        self._set_offset(_score(self.trees_, rows[_drawn(len(rows))], None))
         return self
 
     def fit_score(self, X: Any, y: Any = None) -> np.ndarray:
         """Fit, and return the score of each training row (n,)."""
         rows = self._grow(self._matrix(X, reset=True))
-        scores = self.trees_.score(rows, self.n_jobs)
+        scores = _score(self.trees_, rows, self.n_jobs)
         self._set_offset(scores[_drawn(len(rows))])
         return scores
 
     def _score(self, matrix: np.ndarray) -> np.ndarray:
-        return self.trees_.score(_short(matrix), self.n_jobs)
+        return _score(self.trees_, short(matrix), self.n_jobs)
 
     def _grow(self, matrix: np.ndarray) -> np.ndarray:
         """Grow the trees, and return the rows as they read them."""
@@ -106,7 +104,7 @@ class IForest(MatrixDetector):
 
         if self.max_samples < 1:
             raise BadInput(f"max_samples is a number of rows, at least 1, not {self.max_samples}")
-        rows = _short(matrix)
+        rows = short(matrix)
         n = len(rows)
         forest = IsolationForest(
             n_estimators=self.n_estimators,
@@ -118,108 +116,26 @@ class IForest(MatrixDetector):
         return rows
 
 
-@saved("isolation_trees")
-@dataclass
-class Trees:
-    """Isolation trees as plain arrays: the nodes of all trees, one tree after another.
+def _score(trees: Trees, rows: np.ndarray, n_jobs: int | None) -> np.ndarray:
+    """Score rows, float32 (n, width) in C order."""
+    usual = _mean_depth(trees.rows[:1])[0]  # the root has seen all rows of its tree
+    below = np.split(_mean_depth(trees.rows), trees.starts[1:-1])
+    lengths = [tree.compute_node_depths() - 1.0 + depth for tree, depth in zip(trees.grown, below)]
 
-    Attributes
-    ----------
-    starts : int64 array (trees + 1,)
-        Where each tree's nodes begin.
-    left, right : int64 array (nodes,)
-        Children, counted from the tree's first node, and -1 in leaves.
-    feature : int64 array (nodes,)
-    threshold : float64 array (nodes,)
-        Rows at or below it go left.
-    rows : int64 array (nodes,)
-        Training rows that came by.
-    width : int
-        Columns of the matrix.
+    def depth(start: int) -> np.ndarray:
+        some = rows[start : start + _CHUNK]
+        total = np.zeros(len(some))
+        for leaves, length in zip(trees.leaves(some), lengths):
+            total += length[leaves]
+        return total
 
-    Raises
-    ------
-    BadInput
-        When a node points to no node after it in its tree or to no column, as only a damaged file can make it.
-    """
-
-    starts: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
-    feature: np.ndarray
-    threshold: np.ndarray
-    rows: np.ndarray
-    width: int
-    _grown: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        sizes = np.diff(self.starts)
-        sound = self.starts[0] == 0 and sizes.min() > 0 and self.starts[-1] == len(self.left)
-        sound = sound and len({len(a) for a in (self.left, self.right, self.feature, self.threshold, self.rows)}) == 1
-        if sound:
-            size = np.repeat(sizes, sizes)
-            inner = self.left != -1
-            place = np.arange(len(size)) - np.repeat(self.starts[:-1], sizes)
-            for child in (self.left, self.right):
-                sound = sound and ((child > place) & (child < size))[inner].all() and (child[~inner] == -1).all()
-            sound = sound and ((self.feature >= 0) & (self.feature < self.width))[inner].all()
-        if not sound:
-            raise BadInput("the saved isolation trees are damaged: a node points to no node or column")
-
-    @classmethod
-    def of(cls, grown: list[Any], width: int) -> Trees:
-        """Read scikit-learn's trees."""
-        nodes = [tree.__getstate__()["nodes"] for tree in grown]
-        every = np.concatenate(nodes)
-        fields = ("left_child", "right_child", "feature", "threshold", "n_node_samples")
-        left, right, feature, threshold, rows = (np.ascontiguousarray(every[name]) for name in fields)
-        made = cls(np.cumsum([0, *map(len, nodes)]), left, right, feature, threshold, rows, width)
-        made._grown = grown
-        return made
-
-    def score(self, rows: np.ndarray, n_jobs: int | None) -> np.ndarray:
-        """Score rows, float32 (n, width) in C order."""
-        if not self._grown:
-            self._grown = [self._regrown(*ends) for ends in zip(self.starts[:-1], self.starts[1:])]
-        usual = _mean_depth(self.rows[:1])[0]  # the root has seen all rows of its tree
-        below = np.split(_mean_depth(self.rows), self.starts[1:-1])
-        lengths = [tree.compute_node_depths() - 1.0 + depth for tree, depth in zip(self._grown, below)]
-
-        def depth(start: int) -> np.ndarray:
-            some = rows[start : start + _CHUNK]
-            total = np.zeros(len(some))
-            for tree, length in zip(self._grown, lengths):
-                total += length[tree.apply(some)]
-            return total
-
-        depths = np.concatenate(list(in_threads(depth, range(0, len(rows), _CHUNK), n_jobs)))
-        return 2.0 ** -(depths / (len(self._grown) * usual) if usual else np.ones(len(depths)))
-
-    def _regrown(self, start: int, stop: int) -> Any:
-        """Make a scikit-learn tree, which walks faster than numpy can, out of checked arrays."""
-        from sklearn.tree._tree import Tree
-
-        tree = Tree(self.width, np.ones(1, np.intp), 1)
-        state = tree.__getstate__()
-        nodes = np.zeros(stop - start, state["nodes"].dtype)
-        for name, array in (("left_child", self.left), ("right_child", self.right), ("feature", self.feature)):
-            nodes[name] = array[start:stop]
-        nodes["threshold"], nodes["n_node_samples"] = self.threshold[start:stop], self.rows[start:stop]
-        values = np.zeros((stop - start, 1, 1))
-        tree.__setstate__({**state, "node_count": stop - start, "nodes": nodes, "values": values})
-        return tree
+    depths = np.concatenate(list(in_threads(depth, range(0, len(rows), _CHUNK), n_jobs)))
+    return 2.0 ** -(depths / (len(lengths) * usual) if usual else np.ones(len(depths)))
 
 
 def _drawn(n: int) -> np.ndarray | slice:
     """Return the places of the rows that set the threshold."""
     return slice(None) if n <= _DRAWN else np.random.default_rng(0).choice(n, _DRAWN, replace=False)
-
-
-def _short(matrix: np.ndarray) -> np.ndarray:
-    """Return 32-bit floats, as the trees read them; what is too large for them becomes the largest."""
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(matrix, dtype=np.float32)
-    return np.clip(rows, -_LARGEST, _LARGEST, out=rows)
 
 
 def _mean_depth(m: np.ndarray) -> np.ndarray:
