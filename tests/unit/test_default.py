@@ -216,3 +216,14 @@ def test_infinite_values_are_far_out_and_stay_on_their_side():
     scores = detector.outlier_score([[np.inf, 0.0], [-np.inf, 0.0], [0.0, 0.0]])
     assert np.isfinite(scores).all() and scores[:2].min() > scores[2] + 2
     assert detector.words(np.array([[-np.inf, 0.0]]))[0][0].startswith("x0 = -inf: below every row seen")
+
+
+def test_what_is_expected_is_told_to_three_digits_and_zero_as_zero():
+    X = np.column_stack([np.zeros(100), normal(100, 2)])
+    X[:2, 0] = 1.0
+    detector = Default(novelty=True, random_state=0).fit(X)
+    assert detector._shown(0, np.array([-detector.encoder_.means[0] / detector.encoder_.scales[0] + 1e-9, 0, 0])) == "0"
+    assert (
+        detector._shown(1, np.array([0, (1234.56 - detector.encoder_.means[1]) / detector.encoder_.scales[1], 0]))
+        == "1,230"
+    )

@@ -52,7 +52,7 @@ def claim(budget: str, progress: Progress) -> Claim:
         holds += [alone.mean("Default") > bar, _lead(found, chosen) > 0]
         told.append(
             f"ADBench {words}: {alone.mean('Default'):.3f} over {len(alone.sets)} sets against the {bar} published "
-            f"({verdict(holds[-2])}); {_lead(found, chosen):+.3f} from the best single method on the "
+            f"({verdict(holds[-2])}); {_lead(found, chosen):+.4f} from the best single method on the "
             f"{_untouched(found, chosen).sum()} untouched sets ({verdict(holds[-1])})."
         )
     split = sweep(macrodata, {"Default": Default(), **RIVALS}, budget, progress, "split", rows=2_000)
@@ -61,8 +61,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     leads = _lead(split, set()), _lead(split, chosen)
     holds += [lead >= POINTS for lead in leads]
     told.append(
-        f"MacrOData: {leads[0]:+.3f} from the best single method over {len(split.sets)} sets ({verdict(holds[-2])}), "
-        f"{leads[1]:+.3f} on the {_untouched(split, chosen).sum()} untouched ones ({verdict(holds[-1])})."
+        f"MacrOData: {leads[0]:+.4f} from the best single method over {len(split.sets)} sets ({verdict(holds[-2])}), "
+        f"{leads[1]:+.4f} on the {_untouched(split, chosen).sum()} untouched ones ({verdict(holds[-1])})."
     )
     means = {method: split.mean(method) for method in RIVALS}
     best = max(means, key=means.__getitem__)

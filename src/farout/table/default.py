@@ -188,7 +188,9 @@ class Default(MatrixDetector):
     def _shown(self, feature: int, row: np.ndarray) -> str:
         """Write what is expected of a feature: numbers to three digits, since more would feign knowledge."""
         value = self.encoder_.decoded(feature, row)
-        return self.profile_.shown(feature, value if isinstance(value, str) else float(f"{value:.3g}"))
+        if not isinstance(value, str):
+            value = float(f"{value:.3g}") if abs(value) > 1e-6 * self.encoder_.scales[feature] else 0.0
+        return self.profile_.shown(feature, value)
 
     def _matrix(self, X: Any, reset: bool) -> np.ndarray:
         features = self._features(X, reset)
