@@ -62,17 +62,6 @@ def sniffed(path: Path) -> str:
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "txt")
 
 
-def is_log(path: Path) -> bool:
-    """Tell whether text without a telling name is a log: its first line begins with a time stamp."""
-    import pyarrow as pa
-
-    from farout.io._logs import begins_like_a_log
-
-    with pa.input_stream(str(path), compression=compression(path)) as stream:
-        head = stream.read(1 << 12).lstrip()
-    return begins_like_a_log(head.split(b"\n", 1)[0].decode("latin-1"))
-
-
 def spooled(stream: Any) -> Any:
     """Copy a stream into a temporary file, which is removed when the returned object goes."""
     import shutil

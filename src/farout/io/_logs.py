@@ -18,6 +18,7 @@ import polars as pl
 
 from farout.errors import BadInput, MissingExtra
 from farout.io._arrays import Rows
+from farout.io._formats import compression
 from farout.io._lines import BLOCK, Lines
 
 SAMPLE = 500  # lines from which the form of the head is told
@@ -49,6 +50,15 @@ _MASKS = (  # what is never part of a template
     (r"(?<!\w)0x[0-9a-fA-F]+(?!\w)", "HEX"),
     (r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w.])", "NUM"),
 )
+
+
+def is_log(path: Path) -> bool:
+    """Tell whether text without a telling name is a log: its first line begins with a time stamp."""
+    import pyarrow as pa
+
+    with pa.input_stream(str(path), compression=compression(path)) as stream:
+        head = stream.read(1 << 12).lstrip()
+    return begins_like_a_log(head.split(b"\n", 1)[0].decode("latin-1"))
 
 
 def begins_like_a_log(line: str) -> bool:

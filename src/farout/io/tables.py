@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from farout.errors import BadInput, FaroutError, nearest
-from farout.io._formats import ENDINGS, TEXT, format_of, is_log, sniffed, spooled
+from farout.io._formats import ENDINGS, TEXT, format_of, sniffed, spooled
 from farout.io._frames import to_polars
 from farout.io._write import first_line, write_table
 from farout.io.files import Fingerprint, fingerprint, unchanged
@@ -111,8 +111,10 @@ class TableFile:
             raise BadInput(f"'{shown}' is empty; there is nothing to read")
         if as_ is None:
             self.format = sniffed(self.path) if str(path) == "-" else format_of(self.path)
-            if self.format == "txt" and is_log(self.path):
-                self.format = "log"
+            if self.format == "txt":
+                from farout.io._logs import is_log
+
+                self.format = "log" if is_log(self.path) else "txt"
         elif as_ in ENDINGS:
             self.format = ENDINGS[as_]
         else:
