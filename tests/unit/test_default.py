@@ -54,6 +54,21 @@ class TestHalvings:
         new = short(normal(50, 2, 1))
         assert _predicted(Trees.of(trees, 2), values, new) == pytest.approx(grown.predict(new), abs=1e-5)
 
+    def test_the_trees_are_those_of_scikit_learns_forest(self):
+        X = tied(200)
+        halving = Halvings.grow(X, np.arange(3), 1, 4, 1000, seed=3, n_jobs=None)[0].members[0]
+        rng = np.random.default_rng(np.random.SeedSequence(3).spawn(1)[0])
+        rng.permutation(3)
+        side = rng.permutation(200) % 2
+        for forest in (0, 1):
+            some = side != forest
+            wanted = X[:, halving.outputs]
+            grown = ExtraTreesRegressor(4, random_state=int(rng.integers(2**31)))
+            scaled = wanted[some] / wanted.std(axis=0)
+            grown.fit(short(X[:, halving.inputs])[some], scaled if len(halving.outputs) > 1 else scaled[:, 0])
+            expected = grown.predict(short(X[:, halving.inputs])).reshape(200, -1) * wanted.std(axis=0)
+            np.testing.assert_allclose(halving.guess(X)[forest], expected, atol=1e-5)
+
     def test_training_rows_are_judged_by_the_forest_that_has_not_seen_them(self):
         X = normal(400, 4)  # nothing to learn: a forest that has seen a row repeats it, one that has not cannot
         halvings, _ = Halvings.grow(X, np.arange(4), 1, 1, 1000, seed=0, n_jobs=None)

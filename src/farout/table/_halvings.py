@@ -46,24 +46,25 @@ class Halving:
     values: list[np.ndarray]
     usual: np.ndarray
 
-    def surprise(self, matrix: np.ndarray, unseen: np.ndarray | None = None) -> np.ndarray:
-        """Return ``log(1 + squared error / usual squared error)`` of each feature (n, d), 0 where none is predicted.
+    def surprise(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the surprise (n, d) of rows that no forest has seen."""
+        return self.judged(self.squared(matrix, None))
+
+    def judged(self, squared: np.ndarray) -> np.ndarray:
+        """Return ``log(1 + squared error / usual squared error)`` of each feature (n, d), 0 where none is predicted."""
+        return np.where(np.isnan(self.usual), 0.0, np.log1p(squared / self.usual))
+
+    def squared(self, matrix: np.ndarray, unseen: np.ndarray | None) -> np.ndarray:
+        """Return the squared error of each feature (n, d), summed over its columns.
 
         Parameters
         ----------
         matrix : float64 array (n, columns)
-        unseen : int array (n,), optional
-            Of training rows: the forest that has not seen the row, or -1. All others get the mean of both forests.
+        unseen : int array (n,) or None
+            Of training rows: the forest that has not seen the row. None takes the mean of both forests.
         """
-        return np.where(np.isnan(self.usual), 0.0, np.log1p(self.squared(matrix, unseen) / self.usual))
-
-    def squared(self, matrix: np.ndarray, unseen: np.ndarray | None) -> np.ndarray:
-        """Return the squared error of each feature (n, d), summed over its columns."""
         each = self.guess(matrix)
-        guess = each.mean(axis=0)
-        if unseen is not None:
-            for forest in (0, 1):
-                guess[unseen == forest] = each[forest, unseen == forest]
+        guess = each.mean(axis=0) if unseen is None else each[unseen, np.arange(len(matrix))]
         error = (matrix[:, self.outputs] - guess) / self.scale
         total = np.zeros((len(matrix), len(self.usual)))
         for column, feature in enumerate(self.owner):
@@ -149,7 +150,7 @@ def _grown(
     matrix: np.ndarray, owner: np.ndarray, trees: int, most: int, seed: np.random.SeedSequence
 ) -> tuple[Halving, np.ndarray]:
     """Grow the two forests of one halving; return it and the surprise of the rows."""
-    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.tree import ExtraTreeRegressor  # one by one: scikit-learn's forests take a while to import
 
     rng = np.random.default_rng(seed)
     n, d = len(matrix), int(owner.max()) + 1
@@ -164,18 +165,18 @@ def _grown(
     for forest in (0, 1):
         rows = np.flatnonzero(side != forest)
         rows = rows if len(rows) <= most else rng.choice(rows, most, replace=False)
-        grown = ExtraTreesRegressor(trees, random_state=int(rng.integers(2**31)))
-        grown.fit(read[rows], wanted[rows] / scale if len(outputs) > 1 else wanted[rows, 0] / scale)
-        each = [tree.tree_ for tree in grown.estimators_]
-        forests.append(Trees.of(each, len(inputs)))
-        leaves = [tree.value[tree.children_left == -1, :, 0] * scale for tree in each]
+        wished = wanted[rows] / scale if len(outputs) > 1 else wanted[rows, 0] / scale
+        seeds = np.random.RandomState(int(rng.integers(2**31))).randint(2**31 - 1, size=trees)
+        grown = [ExtraTreeRegressor(random_state=one).fit(read[rows], wished, check_input=False).tree_ for one in seeds]
+        forests.append(Trees.of(grown, len(inputs)))
+        leaves = [tree.value[tree.children_left == -1, :, 0] * scale for tree in grown]
         values.append(np.concatenate(leaves).astype(np.float32))
     made = Halving(inputs, outputs, owner[outputs], scale, forests, values, np.full(d, np.nan))
     squared = made.squared(matrix, side)
     told = np.unique(made.owner)
     # the median says what is usual whatever the outliers are; 2.2 is that of a squared Gaussian error, inverted
     made.usual[told] = (2.2 * np.median(squared, axis=0) + 0.05 * squared.mean(axis=0) + _FLOOR)[told]
-    return made, made.surprise(matrix, side)
+    return made, made.judged(squared)
 
 
 def _predicted(forest: Trees, values: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,364 @@
+"""What a recording keeps of a tensor: sums, extremes and counts that merge, never the tensor.
+
+A site is seen as rows: one for each token (or output of a weight), with a position in its sequence, and C channels.
+
+Magnitudes are counted in bins that are cut from the bits of float32: 16 to an octave, at no cost but a shift. A rank
+sketch as in :mod:`farout.kit.sketch` must sort, which costs ten times everything else here, and its error grows with
+merging; bins add up exactly in any order, and what is asked of activations is relative anyway.
+
+Shape legend: N rows, C channels, P positions, H heads, K keys.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from farout.errors import BadInput
+from farout.io.state import saved
+
+if TYPE_CHECKING:
+    import torch
+
+_MOST_POSITIONS = 65_536  # a bound on memory; positions from here on count as the last
+_DROPPED_BITS = 3  # of the 7 bits of mantissa beside sign and exponent in the upper half of a float32
+_BINS = 0x7F80 >> _DROPPED_BITS  # the bits of infinity: above it are no numbers
+_CHUNK = 1 << 16  # elements that stay in a core's cache through all passes
+
+
+@saved("channel_stats")
+@dataclass
+class ChannelStats:
+    """Streaming facts about the rows of one site; NaN and infinities are counted apart and enter nothing else.
+
+    Attributes
+    ----------
+    count : int64 array (C,)
+        Finite values of each channel.
+    mean, m2, m3, m4 : float64 array (C,)
+        Mean, and sums of the second to fourth powers of the deviations from it.
+    low, high : float64 array (C,)
+        Extremes; ``inf`` and ``-inf`` where a channel has no finite value.
+    magnitude : float64 array (C,)
+        Sum of absolute values.
+    nan, infinite : int64 array (C,)
+        Values that are no numbers.
+    position_count, position_bad : int64 array (P,)
+        Rows at each position, and values there that are NaN or infinite.
+    position_peak, position_magnitude : float64 array (P,)
+        Largest absolute value at each position, and the sum of absolute values.
+    position_channel : int64 array (P,)
+        The channel of that largest value.
+    histogram : int64 array (4080,)
+        Absolute values in bins of a sixteenth of an octave.
+
+    Examples
+    --------
+    >>> import torch
+    >>> stats = ChannelStats.of(torch.tensor([[1.0, -8.0], [3.0, 2.0]]))
+    >>> stats.mean, stats.absmax
+    (array([ 2., -3.]), array([3., 8.]))
+    """
+
+    count: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+    m3: np.ndarray
+    m4: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    magnitude: np.ndarray
+    nan: np.ndarray
+    infinite: np.ndarray
+    position_count: np.ndarray
+    position_bad: np.ndarray
+    position_peak: np.ndarray
+    position_magnitude: np.ndarray
+    position_channel: np.ndarray
+    histogram: np.ndarray
+
+    @classmethod
+    def of(cls, x_NC: torch.Tensor, period: int = 1, keep_N: torch.Tensor | None = None) -> ChannelStats:
+        """Summarise rows.
+
+        Parameters
+        ----------
+        x_NC : floating tensor (N, C)
+            On any device and of any precision; sums of half precision are taken in float32.
+        period : int
+            Row ``i`` stands at position ``i % period``.
+        keep_N : bool tensor (N,), optional
+            Rows that count, such as those that are no padding.
+        """
+        import torch
+
+        position_N = np.minimum(np.arange(len(x_NC)) % max(period, 1), _MOST_POSITIONS - 1)
+        if keep_N is not None:
+            x_NC, position_N = x_NC[keep_N], position_N[keep_N.cpu().numpy()]
+        if not len(x_NC):
+            return cls._empty(x_NC.shape[1])
+        x_NC = (x_NC if x_NC.dtype == torch.float64 else x_NC.float()).contiguous()
+        N = len(x_NC)
+        histogram = _histogram(x_NC)
+        count = np.full(x_NC.shape[1], N)
+        low, high = x_NC.amin(0), x_NC.amax(0)
+        nan = infinite = np.zeros_like(count)
+        bad_N = np.zeros(N)
+        whole = bool((low.isfinite() & high.isfinite()).all())
+        if not whole:
+            finite_NC = x_NC.isfinite()
+            nan = x_NC.isnan().sum(0).cpu().numpy()
+            count = finite_NC.sum(0).cpu().numpy()
+            infinite, bad_N = N - count - nan, (~finite_NC).sum(1).cpu().numpy()
+            low = x_NC.masked_fill(~finite_NC, torch.inf).amin(0)
+            high = x_NC.masked_fill(~finite_NC, -torch.inf).amax(0)
+            x_NC = x_NC.masked_fill(~finite_NC, 0.0)
+        shift = (x_NC.sum(0) / torch.from_numpy(np.maximum(count, 1)).to(x_NC)).nan_to_num()
+        shift = torch.where(low <= high, torch.minimum(torch.maximum(shift, low), high), 0.0)
+        if not whole:
+            x_NC = torch.where(finite_NC, x_NC, shift)  # no deviation: adds nothing to the sums of powers
+        reach = torch.where(low <= high, torch.maximum(high - shift, shift - low), 0.0).double()
+        # Powers of deviations of 1e-12, or of 1e10, leave float32. A power of two brings them near 1, without rounding.
+        unit = torch.exp2(torch.frexp(reach).exponent.clamp(-120, 120))
+        sums, peak_N, magnitude_N = _sums(x_NC, shift, unit.to(x_NC.dtype))
+        if not whole:  # the stand-ins have magnitudes, which must go again
+            clean_NC = torch.where(finite_NC, x_NC, 0.0).abs()
+            sums[0], peak_N, magnitude_N = clean_NC.double().sum(0), clean_NC.amax(1), clean_NC.double().sum(1)
+        magnitude, *powers = sums.cpu().numpy()
+        scale = unit.double().cpu().numpy()
+        p1, p2, p3, p4 = (power * scale ** (k + 1) for k, power in enumerate(powers))
+        step = p1 / np.maximum(count, 1)  # what rounding left between the shift and the mean
+        m2 = p2 - step * p1
+        m3 = p3 - 3 * step * p2 + 2 * step**2 * p1
+        m4 = p4 - 4 * step * p3 + 6 * step**2 * p2 - 3 * step**3 * p1
+        mean = shift.double().cpu().numpy() + step
+        return cls(
+            count,
+            mean,
+            np.maximum(m2, 0.0),
+            m3,
+            np.maximum(m4, 0.0),
+            low.double().cpu().numpy(),
+            high.double().cpu().numpy(),
+            magnitude,
+            nan,
+            infinite,
+            np.bincount(position_N),
+            np.bincount(position_N, bad_N).astype(np.int64),
+            *_by_position(x_NC if whole else clean_NC, position_N, peak_N, magnitude_N),
+            histogram,
+        )
+
+    @classmethod
+    def _empty(cls, C: int) -> ChannelStats:
+        """No rows at all."""
+        none, zero, ints = np.zeros(0), np.zeros(C), np.zeros(C, np.int64)
+        no_ints, bins = np.zeros(0, np.int64), np.zeros(_BINS, np.int64)
+        extremes = np.full(C, np.inf), np.full(C, -np.inf)
+        return cls(
+            ints, zero, zero, zero, zero, *extremes, zero, ints, ints, no_ints, no_ints, none, none, no_ints, bins
+        )
+
+    def merge(self, other: ChannelStats) -> ChannelStats:
+        """Return the facts about both sets of rows together (Chan, Golub, LeVeque; Pebay for the higher moments)."""
+        if len(self.count) != len(other.count):
+            raise BadInput(f"facts about {len(self.count)} channels do not merge with those about {len(other.count)}")
+        a, b, n = self.count, other.count, np.maximum(self.count + other.count, 1)
+        step = other.mean - self.mean
+        m2 = self.m2 + other.m2 + step**2 * a * b / n
+        m3 = self.m3 + other.m3 + step**3 * (a * b / n) * ((a - b) / n) + 3 * step * (a * other.m2 - b * self.m2) / n
+        m4 = self.m4 + other.m4 + step**4 * (a * b / n) * ((a / n) ** 2 - (a / n) * (b / n) + (b / n) ** 2)
+        m4 += 6 * step**2 * ((a / n) ** 2 * other.m2 + (b / n) ** 2 * self.m2)
+        m4 += 4 * step * (a * other.m3 - b * self.m3) / n
+        P = max(len(self.position_count), len(other.position_count))
+        mine, theirs = _padded(self.position_peak, P), _padded(other.position_peak, P)
+        channels = _padded(self.position_channel, P), _padded(other.position_channel, P)
+        return ChannelStats(
+            a + b,
+            self.mean + step * b / n,
+            m2,
+            m3,
+            m4,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.magnitude + other.magnitude,
+            self.nan + other.nan,
+            self.infinite + other.infinite,
+            _padded(self.position_count, P) + _padded(other.position_count, P),
+            _padded(self.position_bad, P) + _padded(other.position_bad, P),
+            np.maximum(mine, theirs),
+            _padded(self.position_magnitude, P) + _padded(other.position_magnitude, P),
+            np.where(theirs > mine, channels[1], channels[0]),
+            self.histogram + other.histogram,
+        )
+
+    @property
+    def absmax(self) -> np.ndarray:
+        """Largest absolute value of each channel (C,); 0 where none is finite."""
+        return np.where(self.count > 0, np.maximum(np.abs(self.low), np.abs(self.high)), 0.0)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Biased variance of each channel (C,)."""
+        return self.m2 / np.maximum(self.count, 1)
+
+    @property
+    def rms(self) -> np.ndarray:
+        """Root of the mean square of each channel (C,)."""
+        return np.sqrt(self.variance + self.mean**2)
+
+    @property
+    def kurtosis(self) -> float:
+        """Kurtosis of all values of the site together, biased and not in excess (Gaussian: 3); NaN if all are equal."""
+        n = self.count.sum()
+        if n == 0:
+            return float("nan")
+        mean = (self.mean * self.count).sum() / n
+        step = self.mean - mean
+        m2 = (self.m2 + self.count * step**2).sum()
+        m4 = (self.m4 + 4 * step * self.m3 + 6 * step**2 * self.m2 + self.count * step**4).sum()
+        return float(n * m4 / m2**2) if m2 > 0 else float("nan")
+
+    def quantile(self, share: float) -> float:
+        """Return the absolute value with this share of all values at or below it, to 1/32 of itself."""
+        upto = self.histogram.cumsum()
+        if not upto[-1]:
+            return float("nan")
+        at = np.searchsorted(upto, max(share * upto[-1] * (1 - 1e-12), 1))
+        edges = (np.array([at, at + 1], np.uint32) << (16 + _DROPPED_BITS)).view(np.float32).astype(float)
+        return float(min(edges[0] if at == 0 else edges.mean(), self.absmax.max()))
+
+    def peaks(self, most: int = 8) -> list[tuple[float, int, int]]:
+        """Return the positions that reach farthest: absolute value, position, channel; farthest first."""
+        order = np.argsort(-self.position_peak, kind="stable")[:most]
+        return [(float(self.position_peak[p]), int(p), int(self.position_channel[p])) for p in order]
+
+
+@saved("attention_stats")
+@dataclass
+class AttentionStats:
+    """Where attention goes: probabilities of each head, summed over sequences and queries.
+
+    Attributes
+    ----------
+    mass : float64 array (H, K)
+        Sum of the probabilities that a key position received.
+    queries : int64 array (K,)
+        Queries in sequences that have this key position.
+    high : float64 array (H,)
+        Largest probability.
+    bad : int64 array (H,)
+        Probabilities that are NaN, as rows without any visible key give; they count as 0.
+    """
+
+    mass: np.ndarray
+    queries: np.ndarray
+    high: np.ndarray
+    bad: np.ndarray
+
+    @classmethod
+    def of(cls, probs_BHQK: torch.Tensor, keep_BQ: torch.Tensor | None = None) -> AttentionStats:
+        """Summarise probabilities; queries outside ``keep_BQ`` are left out."""
+        probs = probs_BHQK.float()
+        B, _, Q, _ = probs.shape
+        if keep_BQ is not None:
+            probs = probs * keep_BQ[:, None, :, None]
+        bad = probs.isnan()
+        probs = probs.nan_to_num(0.0)
+        queries = B * Q if keep_BQ is None else int(keep_BQ.sum())
+        return cls(
+            probs.sum(2).double().sum(0).cpu().numpy(),
+            np.full(probs.shape[3], queries),
+            probs.amax((0, 2, 3)).double().cpu().numpy(),
+            bad.sum((0, 2, 3)).cpu().numpy(),
+        )
+
+    def merge(self, other: AttentionStats) -> AttentionStats:
+        """Return the facts about both sets of sequences together."""
+        if len(self.mass) != len(other.mass):
+            raise BadInput(f"facts about {len(self.mass)} heads do not merge with those about {len(other.mass)}")
+        K = max(len(self.queries), len(other.queries))
+        return AttentionStats(
+            _padded(self.mass, K) + _padded(other.mass, K),
+            _padded(self.queries, K) + _padded(other.queries, K),
+            np.maximum(self.high, other.high),
+            self.bad + other.bad,
+        )
+
+    @property
+    def share(self) -> np.ndarray:
+        """Mean attention that each key position gets from a query (H, K); a sink is a column near 1."""
+        return self.mass / np.maximum(self.queries, 1)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two facts agree in every field."""
+    return type(a) is type(b) and all(
+        np.array_equal(getattr(a, f.name), getattr(b, f.name), equal_nan=True) for f in fields(a)
+    )
+
+
+def _sums(x_NC: torch.Tensor, shift: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Sums of |x| and of the first four powers of (x - shift) / unit (5, C); largest |x| and sum of |x| by row (N,)."""
+    import torch
+
+    N, C = x_NC.shape
+    rows = max(1, _CHUNK // C) if x_NC.device.type == "cpu" else N
+    a_RC, b_RC = x_NC.new_empty(min(rows, N), C), x_NC.new_empty(min(rows, N), C)
+    peak_N, magnitude_N = x_NC.new_empty(N), x_NC.new_empty(N)
+    sums = torch.zeros(5, C, dtype=torch.float64, device=x_NC.device)
+    inverse, offset = 1 / unit, -shift / unit
+    for start in range(0, N, rows):
+        chunk = x_NC[start : start + rows]
+        a, b = a_RC[: len(chunk)], b_RC[: len(chunk)]
+        torch.abs(chunk, out=a)
+        sums[0] += a.sum(0)
+        torch.amax(a, 1, out=peak_N[start : start + rows])
+        torch.sum(a, 1, out=magnitude_N[start : start + rows])
+        torch.addcmul(offset, chunk, inverse, out=a)
+        sums[1] += a.sum(0)
+        torch.mul(a, a, out=b)
+        sums[2] += b.sum(0)
+        torch.mul(a, b, out=a)
+        sums[3] += a.sum(0)
+        torch.mul(b, b, out=b)
+        sums[4] += b.sum(0)
+    return sums, peak_N, magnitude_N
+
+
+def _histogram(x_NC: torch.Tensor) -> np.ndarray:
+    """Count absolute values by the upper bits of their float32; NaN and infinities fall off the end."""
+    import torch
+
+    upper = 1 if sys.byteorder == "little" else 0
+    counts = np.zeros(1 << 15, np.int64)
+    for piece in x_NC.view(-1).split(1 << 22):
+        halves = piece.float().view(torch.int16)[upper::2] & 0x7FFF
+        counts += torch.bincount(halves, minlength=1 << 15).cpu().numpy()
+    return counts.reshape(-1, 1 << _DROPPED_BITS).sum(1)[:_BINS]
+
+
+def _by_position(
+    x_NC: torch.Tensor, position_N: np.ndarray, peak_N: torch.Tensor, magnitude_N: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Largest absolute value, sum of absolute values and channel of the largest, at each position (P,)."""
+    peaks, magnitudes = peak_N.double().cpu().numpy(), magnitude_N.double().cpu().numpy()
+    order = np.lexsort((peaks, position_N))  # the last row of each position is its farthest
+    last = np.flatnonzero(np.append(np.diff(position_N[order]) > 0, True))
+    best = order[last]
+    at = position_N[best]
+    P = at[-1] + 1
+    peak, channel = np.zeros(P), np.zeros(P, np.int64)
+    peak[at] = peaks[best]
+    import torch
+
+    channel[at] = x_NC[torch.from_numpy(best).to(x_NC.device)].abs().argmax(1).cpu().numpy()
+    return peak, np.bincount(position_N, magnitudes), channel
+
+
+def _padded(values: np.ndarray, length: int) -> np.ndarray:
+    """Lengthen the last axis with zeros."""
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, length - values.shape[-1])])

@@ -1,0 +1,539 @@
+"""Record a model while it runs: streaming facts about its residual stream, norms, linear maps, attention and weights.
+
+Outliers inside a model are found in what it computes, so it has to be watched at work. :func:`record` puts hooks on the
+modules that its structure shows, runs the batches, keeps sums, extremes and counts of what passes, and takes the hooks
+away again, also after an error. Memory depends on the model and on the length of sequences, not on how many batches
+there are. What is recorded is machinery and follows no paper; the choice of sites and statistics serves the measures
+that papers on outliers define (kurtosis, ratios of channels, massive activations, attention sinks).
+
+Sites and their names, for a module called ``M`` and a parameter called ``P``:
+
+======== ============================================ =====================================================
+kind      names                                        what
+======== ============================================ =====================================================
+residual  ``M.in`` ``M.out``                           what enters and leaves each of a row of like blocks
+norm      ``M.in`` ``M.out``                           before and after a normalisation
+linear    ``M.in``                                     what a linear map or convolution multiplies
+output    ``M.out``                                    what it gives; recorded where ``what`` names it
+attention ``M.q`` ``M.k`` ``M.v``                      operands of the product, heads side by side as channels
+probs     ``M.probs``                                  where each head looks
+weight    ``P``                                        rows are outputs, channels are inputs
+gradient  ``S.grad`` of a site ``S``, ``P.grad``       with a loss
+moment    ``P.exp_avg`` and whatever else it is called tensors that an optimizer keeps in the shape of ``P``
+======== ============================================ =====================================================
+
+A tensor that stands at several sites (the output of a norm is the input of three maps) is recorded once, and the other
+names lead to it.
+
+What is not seen: the inside of ``nn.MultiheadAttention`` and of kernels that are no calls to torch, products written as
+``einsum``, and parameters or tensors that are not dense floating-point numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from farout.errors import BadInput, NothingMatched, UnknownName
+from farout.inside._accumulators import AttentionStats, ChannelStats, same
+from farout.inside._sites import (
+    Site,
+    first_tensor,
+    length_of,
+    mapped,
+    merged_heads,
+    rows_of,
+    sites_of,
+    tokens_of,
+    weight_rows,
+)
+from farout.io.state import read_state, saved, write_state
+from farout.kit.training import torch_or_say
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    Stats = ChannelStats | AttentionStats
+
+KINDS = ("residual", "norm", "linear", "output", "attention", "probs", "weight", "gradient", "moment")
+USUAL = ("residual", "norm", "linear", "attention", "probs", "weight", "gradient", "moment")
+_COLUMNS: dict[str, Any] = {
+    **dict.fromkeys(("site", "kind"), pl.String),
+    **dict.fromkeys(("names", "calls", "channels"), pl.Int64),
+    "peak": pl.Float64,
+    **dict.fromkeys(("channel", "position"), pl.Int64),
+    **dict.fromkeys(("ratio", "kurtosis"), pl.Float64),
+    **dict.fromkeys(("nan", "infinite"), pl.Int64),
+}
+_STILL = ("weight", "moment")  # facts about the model as it is, which no batch adds to
+
+
+@saved("recording")
+@dataclass
+class Recording:
+    """Facts about the numbers in a model, by site; recordings of parts of the data merge into that of all of it.
+
+    Attributes
+    ----------
+    stats : dict of str to ChannelStats or AttentionStats
+        By the name of the site.
+    kinds : dict of str to str
+        The kind of every site, those in ``aliases`` too.
+    aliases : dict of str to str
+        Sites that carry the same tensor as another one.
+    calls : dict of str to int
+        How often each site was passed.
+    batches : int
+    notes : list of str
+        What a reader should know, in sentences.
+    """
+
+    stats: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    batches: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the facts about a site, under any of its names.
+
+        Raises
+        ------
+        UnknownName
+        """
+        name = self.aliases.get(name, name)
+        if name not in self.stats:
+            raise UnknownName("site of the recording", name, self.kinds)
+        return self.stats[name]
+
+    def __contains__(self, name: object) -> bool:
+        return self.aliases.get(name, name) in self.stats  # type: ignore[call-overload]
+
+    def names(self, kind: str | None = None, where: str = "*") -> list[str]:
+        """Return the names of sites of a kind that match a pattern, aliases among them."""
+        return [name for name, of in self.kinds.items() if kind in (None, of) and fnmatchcase(name, where)]
+
+    def merge(self, other: Recording) -> Recording:
+        """Return the recording of both parts of the data together.
+
+        Raises
+        ------
+        BadInput
+            The recordings are of models with other weights or other widths.
+        """
+        kinds, stats, notes = {**self.kinds, **other.kinds}, dict(self.stats), [*self.notes]
+        for name, theirs in other.stats.items():
+            if name not in stats:
+                stats[name] = theirs
+            elif kinds[name] not in _STILL:
+                stats[name] = stats[name].merge(theirs)
+            elif not same(stats[name], theirs):
+                raise BadInput(
+                    f"the recordings differ in '{name}', which data do not change: they are of different models, or of "
+                    "one model before and after a step; compare them instead of merging"
+                )
+        aliases = {**other.aliases, **self.aliases}
+        for name in [name for name in aliases if name in stats]:
+            notes.append(f"'{name}' shares a tensor with '{aliases.pop(name)}' in a part of the data only")
+        return Recording(
+            stats,
+            kinds,
+            aliases,
+            dict(Counter(self.calls) + Counter(other.calls)),
+            self.batches + other.batches,
+            list(dict.fromkeys([*notes, *other.notes])),
+        )
+
+    def gathered(self, group: Any = None) -> Recording:
+        """Return the recording of all ranks of ``torch.distributed`` together, on each of them; itself without ranks.
+
+        Parameters
+        ----------
+        group : process group, optional
+        """
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self
+        parts: list[Any] = [None] * distributed.get_world_size(group)
+        distributed.all_gather_object(parts, self, group)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total.merge(part)
+        return total
+
+    def save(self, path: str | Path) -> None:
+        """Write the recording to one file, without pickle."""
+        write_state(path, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recording:
+        """Read what :meth:`save` wrote; nothing in the file is run.
+
+        Raises
+        ------
+        BadInput
+            The file is missing, damaged, or holds something else.
+        """
+        found = read_state(path)
+        if not isinstance(found, cls):
+            raise BadInput(f"'{path}' holds a '{type(found).__name__}', and not a recording")
+        return found
+
+    def table(self) -> pl.DataFrame:
+        """Return one row for each recorded site of channels, in the order in which they were met.
+
+        ``peak`` is the largest absolute value, ``channel`` and ``position`` say where it stands, ``ratio`` is it over
+        the median of the channels' largest ones, ``names`` counts the sites that share the tensor.
+        """
+        names, rows = Counter(self.aliases.values()), []
+        for name, stats in self.stats.items():
+            if isinstance(stats, ChannelStats):
+                peak, position, channel = (stats.peaks(1) or [(float("nan"), None, None)])[0]
+                middle = float(np.median(stats.absmax))
+                ratio = peak / middle if middle > 0 else float("inf")
+                bad = int(stats.nan.sum()), int(stats.infinite.sum())
+                head = name, self.kinds[name], names[name] + 1, self.calls.get(name, 0), len(stats.count)
+                rows.append((*head, peak, channel, position, ratio, stats.kurtosis, *bad))
+        return pl.DataFrame(rows, schema=_COLUMNS, orient="row")
+
+
+def record(
+    model: nn.Module,
+    batches: Iterable[Any],
+    where: str | Sequence[str] = "*",
+    what: Sequence[str] = USUAL,
+    *,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+) -> Recording:
+    """Run batches through a model and keep streaming facts about its numbers.
+
+    The model computes what it would compute unwatched, to the last bit, in the mode, precision and place it is in; a
+    compiled model runs uncompiled. (Only torch's own ``nn.TransformerEncoder`` has, in evaluation mode, a fused path
+    that it leaves when it is watched.) Tokens that a batch's ``attention_mask`` marks as padding are left out.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    batches : iterable
+        Mappings (``model(**batch)``), tuples or lists (``model(*batch)``), or tensors (``model(batch)``); each is moved
+        to the model's device.
+    where : str or list of str
+        Patterns, as of file names, for the names of sites.
+    what : list of str
+        Kinds of sites, see the table above.
+    loss : callable, optional
+        ``loss(output, batch)``, a number: its gradients are recorded. The model's own ``.grad`` is not touched.
+    optimizer : torch.optim.Optimizer, optional
+        Its moments are recorded as they are.
+    forward : callable, optional
+        ``forward(model, batch)`` in place of the calls above, such as where a batch holds targets too.
+
+    Returns
+    -------
+    Recording
+        Of this process; :meth:`Recording.gathered` joins those of many.
+
+    Raises
+    ------
+    BadInput
+        There are no batches although something is to be seen in them, or one sample alone does not fit in memory.
+    NothingMatched
+        No site has a name that ``where`` matches.
+    UnknownName
+        ``what`` names no kind of site.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    >>> recording = record(model, [torch.tensor([[1.0, 1.0, 1.0, -3.0]])])
+    >>> recording.aliases  # the norm's output is the input of the linear map
+    {'1.in': '0.out'}
+    >>> recording["1.in"].absmax.round(2)
+    array([0.58, 0.58, 0.58, 1.73])
+    """
+    torch_or_say("recording a model")
+    for kind in what:
+        if kind not in KINDS:
+            raise UnknownName("kind of site", kind, KINDS)
+    patterns = (where,) if isinstance(where, str) else tuple(where)
+    work = _Recorder(getattr(model, "_orig_mod", model), patterns, set(what), loss, forward)
+    work.look_at_weights(optimizer)
+    if set(what) - set(_STILL):
+        with work.watching():
+            for batch in batches:
+                work.run(batch)
+    return work.finish(model.training)
+
+
+class _Recorder:
+    """Hooks on a model, and what they have seen."""
+
+    def __init__(self, model: nn.Module, patterns: tuple[str, ...], what: set[str], loss: Any, forward: Any) -> None:
+        self.model, self.patterns, self.what, self.loss = model, patterns, what, loss
+        self.forward = forward or _call
+        self.sites = sites_of(model)
+        self.total = Recording()
+        self.batch = Recording()  # what the running batch has added; thrown away when it does not end well
+        self.unmatched: set[str] = set()
+        self.path: list[str] = []  # the modules that are running
+        self.known: dict[int, tuple[Any, int, str]] = {}  # tensors of this batch: reference, version, site
+        self.tokens: Any = None
+        self.mask: torch.Tensor | None = None
+        self.hooks = ExitStack()  # on the tensors of this batch
+
+    def wants(self, name: str, kind: str) -> bool:
+        """Whether a site was asked for."""
+        if kind not in self.what:
+            return False
+        if any(fnmatchcase(name, pattern) for pattern in self.patterns):
+            return True
+        self.unmatched.add(name)
+        return False
+
+    def look_at_weights(self, optimizer: Any) -> None:
+        """Record parameters and what an optimizer keeps of them; tied ones once, under their first name."""
+        first: dict[Any, str] = {}
+        for name, weight in self.model.named_parameters(remove_duplicate=False):
+            if not weight.is_floating_point() or weight.is_meta:
+                continue
+            key = weight.data_ptr(), tuple(weight.shape), weight.stride()
+            main = first.setdefault(key, name)
+            moments = optimizer.state.get(weight, {}) if optimizer is not None else {}
+            like = {word: m for word, m in moments.items() if getattr(m, "shape", None) == weight.shape}
+            for word, tensor in {"": weight, **like}.items():
+                kind, suffix = ("moment", f".{word}") if word else ("weight", "")
+                if self.wants(name + suffix, kind):
+                    self.total.kinds[name + suffix] = kind
+                    if main != name and main + suffix in self.total.stats:
+                        self.total.aliases[name + suffix] = main + suffix
+                    else:
+                        self.total.stats[name + suffix] = _weight_stats(tensor)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Put the hooks on, and take them off whatever happens."""
+        import torch
+
+        from farout.inside._attention import Products
+
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                site = self.sites.get(name)
+                hooks = [
+                    module.register_forward_pre_hook(self._enters(name, site), with_kwargs=True),
+                    module.register_forward_hook(self._leaves(name, site)),
+                ]
+                for hook in hooks:
+                    stack.callback(hook.remove)
+            if self.what & {"attention", "probs"}:
+                stack.enter_context(Products(self._operand, self._probs))
+            stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+            if stance is not None:
+                stack.enter_context(stance("force_eager"))
+            yield
+
+    def run(self, batch: Any) -> None:
+        """Run one batch; where memory does not suffice, its halves."""
+        import torch
+
+        try:
+            self._run_whole(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            size = length_of(batch)
+            if size < 2:
+                raise BadInput(
+                    "one sample alone does not fit in memory: record fewer kinds, or on shorter input"
+                ) from error
+            note = f"a batch of {size} did not fit in memory and was halved"
+            warnings.warn(note, stacklevel=4)
+            self.total.notes.append(note)
+        else:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.run(mapped(batch, lambda tensor: tensor[: size // 2] if tensor.ndim else tensor))
+        self.run(mapped(batch, lambda tensor: tensor[size // 2 :] if tensor.ndim else tensor))
+
+    def _run_whole(self, batch: Any) -> None:
+        """Run one batch, and add what was seen only when all of it went well."""
+        import torch
+
+        device = next((weight.device for weight in self.model.parameters()), None)
+        batch = batch if device is None else mapped(batch, lambda tensor: tensor.to(device))
+        self.batch, self.path, self.known = Recording(batches=1), [], {}
+        self.tokens, self.mask = tokens_of(batch)
+        with self.hooks, torch.set_grad_enabled(self.loss is not None):
+            output = self.forward(self.model, batch)
+            if self.loss is not None:
+                self._gradients(self.loss(output, batch))
+        self.total = self.total.merge(self.batch)
+
+    def _gradients(self, value: torch.Tensor) -> None:
+        """Run backwards; hooks on activations fire on the way, and the model's own gradients stay as they are."""
+        import torch
+
+        named = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+        for name, gradient in zip(named, found):
+            if gradient is not None and self.wants(f"{name}.grad", "gradient"):
+                self._add(f"{name}.grad", "gradient", _weight_stats(gradient))
+
+    def _enters(self, name: str, site: Site | None) -> Callable[..., None]:
+        """Make the hook that runs before a module."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.path.append(name)
+            if site is not None:
+                found = first_tensor(args)
+                self._see(f"{name}.in", site.kind, first_tensor(kwargs) if found is None else found, site)
+
+        return hook
+
+    def _leaves(self, name: str, site: Site | None) -> Callable[..., None]:
+        """Make the hook that runs after a module."""
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.path.pop()
+            if site is not None and site.kind == "linear":
+                self._see(f"{name}.out", "output", first_tensor(output), Site("output", module, None, site.first))
+            elif site is not None:
+                self._see(f"{name}.out", site.kind, first_tensor(output), site)
+
+        return hook
+
+    def _operand(self, word: str, tensor: torch.Tensor) -> None:
+        """Take an operand of attention."""
+        name = f"{self.path[-1]}.{word}".lstrip(".")
+        self._see(name, "attention", tensor, None)
+
+    def _probs(self, make: Callable[[], Any]) -> None:
+        """Take the probabilities of attention; they are only made where someone asked for them."""
+        from farout.inside._attention import attention_stats
+
+        name = f"{self.path[-1]}.probs".lstrip(".")
+        if self.wants(name, "probs"):
+            with _unseen():
+                self._add(name, "probs", attention_stats(make(), self.mask))
+
+    def _see(self, name: str, kind: str, x: torch.Tensor | None, site: Site | None) -> None:
+        """Take a tensor at a site, unless it was taken at another one."""
+        if x is None or x.ndim == 0 or x.numel() == 0 or not self.wants(name, kind):
+            return
+        version = 0 if x.is_inference() else x._version
+        reference, seen_version, main = self.known.get(id(x), (None, 0, ""))
+        if reference is not None and reference() is x and seen_version == version and self._may_share(name, main):
+            self.batch.kinds[name], self.batch.aliases[name] = kind, main
+            self.batch.calls[name] = self.batch.calls.get(name, 0) + 1
+            return
+        self.known[id(x)] = weakref.ref(x), version, name
+        width, first = (site.width, site.first) if site is not None else (None, False)
+        with _unseen():
+            rows, period, keep = rows_of(x.detach() if site else merged_heads(x.detach()), width, first, *self._layout)
+            self._add(name, kind, ChannelStats.of(rows, period, keep))
+        if self.loss is not None and x.requires_grad and self.wants(f"{name}.grad", "gradient"):
+
+            def hook(gradient: torch.Tensor) -> None:
+                with _unseen():
+                    flat = gradient if site else merged_heads(gradient)
+                    stats = ChannelStats.of(*rows_of(flat, width, first, *self._layout))
+                    self._add(f"{name}.grad", "gradient", stats)
+
+            self.hooks.callback(x.register_hook(hook).remove)
+
+    @property
+    def _layout(self) -> tuple[Any, Any]:
+        """(B, T) of the batch and its mask, for :func:`rows_of`."""
+        return self.tokens, self.mask
+
+    def _may_share(self, name: str, main: str) -> bool:
+        """Whether a site has only ever carried the tensor of this other one."""
+        own = name in self.total.stats or name in self.batch.stats
+        before = self.total.aliases.get(name, main), self.batch.aliases.get(name, main)
+        return not own and before == (main, main)
+
+    def _add(self, name: str, kind: str, stats: Stats) -> None:
+        """Add facts to the running batch."""
+        before = self.batch.stats.get(name)
+        self.batch.stats[name] = stats if before is None else before.merge(stats)  # type: ignore[arg-type]
+        self.batch.kinds[name] = kind
+        self.batch.calls[name] = self.batch.calls.get(name, 0) + 1
+
+    def finish(self, training: bool) -> Recording:
+        """Say what a reader should know, and give shared modules all of their names."""
+        done = self.total
+        if not done.kinds and self.unmatched:
+            raise NothingMatched("site", "', '".join(self.patterns), self.unmatched)
+        if not done.batches and self.what - set(_STILL):
+            done.notes.append("there were no batches: only weights and moments are recorded")
+        passed = done.batches and self.what & {"residual", "norm", "linear", "output"}
+        for name, site in self.sites.items() if passed else ():
+            kinds = {"in": site.kind, "out": "output" if site.kind == "linear" else site.kind}
+            asked = [f"{name}.{end}" for end, kind in kinds.items() if self.wants(f"{name}.{end}", kind)]
+            if asked and not any(done.calls.get(end) for end in asked):
+                done.notes.append(f"'{name}' is never called")
+        for name, calls in done.calls.items():
+            if calls > done.batches and name.endswith((".in", ".probs")):
+                done.notes.append(f"'{name}' is passed {calls / done.batches:.3g} times a batch; its facts join them")
+        if passed and not any(site.kind == "linear" for site in self.sites.values()):
+            done.notes.append("the model has no linear map and no convolution")
+        if training and done.batches:
+            done.notes.append("the model was in training mode: dropout and batch statistics are in the facts")
+        names = defaultdict(list)
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            names[id(module)].append(name)
+        for main, *others in names.values():
+            for other in others:
+                for end in [end for end in list(done.kinds) if end in (f"{main}.in", f"{main}.out")]:
+                    alias = other + end[len(main) :]
+                    done.kinds[alias], done.aliases[alias] = done.kinds[end], done.aliases.get(end, end)
+        done.notes = list(dict.fromkeys(done.notes))
+        return done
+
+
+def _call(model: Any, batch: Any) -> Any:
+    """Hand a batch to a model in the way its type suggests."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, list | tuple) else model(batch)
+
+
+def _weight_stats(weight: torch.Tensor) -> ChannelStats:
+    """Facts about a parameter, or what has its shape: positions are outputs."""
+    rows = weight_rows(weight.detach())
+    return ChannelStats.of(rows, len(rows))
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """Compute on the side: without gradients, autocast or other watchers."""
+    import torch
+
+    with torch.no_grad(), torch._C.DisableTorchFunction(), ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch's allocator on the CPU has no class of its own for it."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
