@@ -42,6 +42,7 @@ SHARE, FEWEST, MOST = 0.1, 5, 200  # k where the training rows may hold outliers
 KEPT = 0.6  # share of such training rows that the forests grow from
 GROWN = 1500  # rows that one forest is grown from
 NARROWEST = 0.01  # standard deviations, or nats of surprise: less is no spread, but copies of rows and of columns
+BLOCK = 16_384  # rows whose neighbours are in memory at a time
 SKETCH = 0.002  # relative rank error of the words about a value
 UNEXPECTED = np.log(5)  # surprise from which what was expected is told: an error of twice the usual
 LEAST = 0.2  # of the strongest reason, below which a feature is not named
@@ -257,6 +258,9 @@ class Default(MatrixDetector):
         return view
 
     def _score(self, matrix: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._scored(matrix[i : i + BLOCK]) for i in range(0, len(matrix), BLOCK)])
+
+    def _scored(self, matrix: np.ndarray) -> np.ndarray:
         views = [self.neighbours_.nearest(matrix, self.n_neighbors_, self.n_jobs)[0][:, -1]]
         if self.halvings_ is not None:
             views.append(self.halvings_.surprise(matrix, self.n_jobs).sum(axis=1))
