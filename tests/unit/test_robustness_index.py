@@ -12,7 +12,7 @@ import pytest
 from farout import claims
 from farout.cards import find
 from farout.data import DataMissing
-from farout.errors import BadInput, UnknownName
+from farout.errors import BadInput, MissingExtra, UnknownName
 from farout.inside._performance_drop import correlated
 from farout.inside.robustness_index import RobustnessIndex, performance_drop
 from farout.report.robustness import write_page
@@ -162,6 +162,25 @@ def test_pairs_pool_the_tables_of_two_by_two_that_are_whole():
     assert found.counts[4].tolist() == total.tolist()
 
 
+def test_the_k_of_pairs_is_the_median_of_what_is_best_for_each():
+    kind, centre = crossed(3, 2, 12)
+    X = np.eye(3)[kind] + noise(len(kind), 3, scale=0.8, seed=5)
+    best = []
+    for few in ((0, 1), (0, 2), (1, 2)):
+        rows = np.isin(kind, few)
+        best.append(RobustnessIndex(design="all", max_k=21).measure(X[rows], kind[rows], centre[rows]).k)
+    found = RobustnessIndex(design="pairs", max_k=21).measure(X, kind, centre)
+    assert len(set(best)) > 1 and found.k == np.median(best)
+
+
+def test_labels_may_be_words_numbers_or_both():
+    kind, centre = crossed(2, 2, 10)
+    X = noise(len(kind))
+    plain = RobustnessIndex(k=3).measure(X, kind, centre).counts.tolist()
+    for labels in (kind == 1, kind.astype(float), np.array([1, "b"], dtype=object)[kind], pl.Series(kind)):
+        assert RobustnessIndex(k=3).measure(X, labels, centre).counts.tolist() == plain
+
+
 def test_intervals_are_those_of_drawing_groups_again(mixed):
     X, kind, centre, group = mixed
     found = RobustnessIndex(k=5, design="all", draws=400).measure(X, kind, centre, group)
@@ -216,7 +235,10 @@ def test_what_cannot_be_measured_is_refused_by_name(mixed):
     for problem, message in [
         ((bad, kind, centre), "row 4 of the embedding is not finite"),
         ((zero, kind, centre), "row 7 of the embedding is zero"),
-        ((X, kind[:-1], centre), "'wanted' has 71 labels for 72 rows"),
+        ((X, kind[:-1], centre), "'wanted' has labels of shape (71,) for 72 rows"),
+        ((X, kind[:, None], centre), "'wanted' has labels of shape (72, 1) for 72 rows"),
+        ((X, np.array(["a", None] * 36, dtype=object), centre), "'wanted' is missing in row 1"),
+        ((X[:0], kind[:0], centre[:0]), "no rows"),
         ((X, kind, np.where(np.arange(72) == 3, np.nan, centre)), "'confounder' is missing in row 3"),
         ((X, kind, np.zeros(72)), "two classes and two confounders are needed, not 3 and 1"),
         ((X, kind, centre, np.zeros(72)), "0 neighbours outside of their group"),
@@ -271,8 +293,8 @@ def test_a_drop_that_cannot_be_measured_is_refused():
     kind, centre = crossed(2, 2, 6)
     with pytest.raises(BadInput, match="degrees begin with 0"):
         performance_drop(noise(24), kind, centre, degrees=(0.5, 1.0))
-    with pytest.raises(BadInput, match="fewer than two rows"):
-        performance_drop(noise(4), *crossed(2, 2, 1))
+    with pytest.raises(BadInput, match="occur together in 2 rows"):
+        performance_drop(noise(8), *crossed(2, 2, 2))
 
 
 def figures(html):
@@ -298,6 +320,24 @@ def test_the_page_colours_one_map_twice_and_draws_the_curve(tmp_path, mixed, vie
     assert curves["data"][1]["y"] == pytest.approx(found.share_curve, abs=1e-3)
 
 
+def test_of_many_labels_the_rarest_share_a_colour(tmp_path):
+    kind = np.concatenate([np.arange(12) % 12] * 8 + [np.arange(9)] * 4)
+    found = RobustnessIndex(k=3, design="all").measure(noise(len(kind)), kind, np.arange(len(kind)) // 12 % 2)
+    write_page(found, tmp_path / "page.html", view="pca")
+    by_class, *_ = figures((tmp_path / "page.html").read_text())
+    assert [len(trace["x"]) for trace in by_class["data"]] == [12] * 9 + [24]
+    assert by_class["data"][-1]["name"] == "3 others"
+
+
+def test_a_page_is_written_where_the_share_is_not_defined(tmp_path):
+    kind, centre = crossed(2, 2, 20)
+    X = np.eye(4)[kind] + 2 * np.eye(4)[2 + centre] + noise(len(kind), 4)
+    found = RobustnessIndex(k=3, max_k=15).measure(X, kind, centre)
+    assert np.isnan(found.share) and np.isnan(found.errors["confounded"])
+    write_page(found, tmp_path / "page.html", view="pca")
+    assert "None shares just one of the two" in (tmp_path / "page.html").read_text()
+
+
 def test_the_first_directions_of_a_map_are_those_of_the_embedding(tmp_path):
     kind, centre = crossed(2, 2, 40)
     X = 5 * np.eye(4)[centre] + np.eye(4)[2 + kind] + noise(160, 4)
@@ -318,8 +358,8 @@ def test_the_card_says_that_it_measures():
 def test_the_claim_runs_in_small():
     try:
         found = claims.run("robustness_index")
-    except DataMissing as error:
+    except (DataMissing, MissingExtra) as error:
         pytest.skip(str(error))
     assert len(found.numbers["Embeddings at full strength"]) == 10
     assert all(-1 <= row["drop"] < 0.5 for row in found.numbers["By seed"])
-    assert found.ours == pytest.approx(found.ours) and isinstance(found.holds, bool)
+    assert -1 <= found.ours <= 1

@@ -11,7 +11,6 @@ Shape legend: N rows, C channels, P positions, H heads, K keys.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_POSITIONS = 65_536  # a bound on memory; positions from here on count as the last
-_DROPPED_BITS = 3  # of the 7 bits of mantissa beside sign and exponent in the upper half of a float32
-_BINS = 0x7F80 >> _DROPPED_BITS  # the bits of infinity: above it are no numbers
-_CHUNK = 1 << 16  # elements that stay in a core's cache through all passes
+_MOST_PEAKS = 32  # positions whose channel is kept
+_DROPPED_BITS = 19  # of the 23 bits of mantissa of a float32
+_BINS = 0x7F800000 >> _DROPPED_BITS  # from the bits of infinity on there are no numbers
+_CHUNK = 1 << 17  # elements that stay in a core's cache through all passes
 
 
 @saved("channel_stats")
@@ -50,8 +50,8 @@ class ChannelStats:
         Rows at each position, and values there that are NaN or infinite.
     position_peak, position_magnitude : float64 array (P,)
         Largest absolute value at each position, and the sum of absolute values.
-    position_channel : int64 array (P,)
-        The channel of that largest value.
+    top_position, top_channel : int64 array (at most 32,)
+        The positions with the largest peaks, farthest first, and the channels where these stand.
     histogram : int64 array (4080,)
         Absolute values in bins of a sixteenth of an octave.
 
@@ -77,7 +77,8 @@ class ChannelStats:
     position_bad: np.ndarray
     position_peak: np.ndarray
     position_magnitude: np.ndarray
-    position_channel: np.ndarray
+    top_position: np.ndarray
+    top_channel: np.ndarray
     histogram: np.ndarray
 
     @classmethod
@@ -102,7 +103,6 @@ class ChannelStats:
             return cls._empty(x_NC.shape[1])
         x_NC = (x_NC if x_NC.dtype == torch.float64 else x_NC.float()).contiguous()
         N = len(x_NC)
-        histogram = _histogram(x_NC)
         count = np.full(x_NC.shape[1], N)
         low, high = x_NC.amin(0), x_NC.amax(0)
         nan = infinite = np.zeros_like(count)
@@ -123,10 +123,15 @@ class ChannelStats:
         reach = torch.where(low <= high, torch.maximum(high - shift, shift - low), 0.0).double()
         # Powers of deviations of 1e-12, or of 1e10, leave float32. A power of two brings them near 1, without rounding.
         unit = torch.exp2(torch.frexp(reach).exponent.clamp(-120, 120))
-        sums, peak_N, magnitude_N = _sums(x_NC, shift, unit.to(x_NC.dtype))
+        sums, peak_N, magnitude_N, histogram = _sums(x_NC, shift, unit.to(x_NC.dtype))
         if not whole:  # the stand-ins have magnitudes, which must go again
-            clean_NC = torch.where(finite_NC, x_NC, 0.0).abs()
-            sums[0], peak_N, magnitude_N = clean_NC.double().sum(0), clean_NC.amax(1), clean_NC.double().sum(1)
+            clean_NC = torch.where(finite_NC, x_NC, 0.0)
+            sums[0], magnitude_N = clean_NC.abs().double().sum(0), clean_NC.abs().double().sum(1)
+            peak_N, histogram = (
+                clean_NC.abs().amax(1),
+                _sums(x_NC[finite_NC][:, None], shift[:1], unit[:1].to(shift))[-1],
+            )
+            x_NC = clean_NC
         magnitude, *powers = sums.cpu().numpy()
         scale = unit.double().cpu().numpy()
         p1, p2, p3, p4 = (power * scale ** (k + 1) for k, power in enumerate(powers))
@@ -148,18 +153,25 @@ class ChannelStats:
             infinite,
             np.bincount(position_N),
             np.bincount(position_N, bad_N).astype(np.int64),
-            *_by_position(x_NC if whole else clean_NC, position_N, peak_N, magnitude_N),
-            histogram,
+            *_by_position(x_NC, position_N, peak_N, magnitude_N),
+            histogram.cpu().numpy()[:_BINS],
         )
 
     @classmethod
     def _empty(cls, C: int) -> ChannelStats:
         """No rows at all."""
-        none, zero, ints = np.zeros(0), np.zeros(C), np.zeros(C, np.int64)
-        no_ints, bins = np.zeros(0, np.int64), np.zeros(_BINS, np.int64)
-        extremes = np.full(C, np.inf), np.full(C, -np.inf)
+        zero, ints, none, no_ints = np.zeros(C), np.zeros(C, np.int64), np.zeros(0), np.zeros(0, np.int64)
+        sums = dict.fromkeys(("mean", "m2", "m3", "m4", "magnitude"), zero)
+        positions = dict.fromkeys(("position_peak", "position_magnitude"), none)
+        places = dict.fromkeys(("position_count", "position_bad", "top_position", "top_channel"), no_ints)
         return cls(
-            ints, zero, zero, zero, zero, *extremes, zero, ints, ints, no_ints, no_ints, none, none, no_ints, bins
+            **sums,
+            **dict.fromkeys(("count", "nan", "infinite"), ints),
+            **positions,
+            **places,
+            low=np.full(C, np.inf),
+            high=np.full(C, -np.inf),
+            histogram=np.zeros(_BINS, np.int64),
         )
 
     def merge(self, other: ChannelStats) -> ChannelStats:
@@ -175,7 +187,9 @@ class ChannelStats:
         m4 += 4 * step * (a * other.m3 - b * self.m3) / n
         P = max(len(self.position_count), len(other.position_count))
         mine, theirs = _padded(self.position_peak, P), _padded(other.position_peak, P)
-        channels = _padded(self.position_channel, P), _padded(other.position_channel, P)
+        channel = {p: c for p, c in zip(other.top_position.tolist(), other.top_channel.tolist())}
+        channel |= {p: c for p, c in zip(self.top_position.tolist(), self.top_channel.tolist()) if mine[p] >= theirs[p]}
+        top = np.array([p for p in _farthest(np.maximum(mine, theirs)).tolist() if p in channel], np.int64)
         return ChannelStats(
             a + b,
             self.mean + step * b / n,
@@ -191,7 +205,8 @@ class ChannelStats:
             _padded(self.position_bad, P) + _padded(other.position_bad, P),
             np.maximum(mine, theirs),
             _padded(self.position_magnitude, P) + _padded(other.position_magnitude, P),
-            np.where(theirs > mine, channels[1], channels[0]),
+            top,
+            np.array([channel[p] for p in top.tolist()], np.int64),
             self.histogram + other.histogram,
         )
 
@@ -228,13 +243,13 @@ class ChannelStats:
         if not upto[-1]:
             return float("nan")
         at = np.searchsorted(upto, max(share * upto[-1] * (1 - 1e-12), 1))
-        edges = (np.array([at, at + 1], np.uint32) << (16 + _DROPPED_BITS)).view(np.float32).astype(float)
+        edges = (np.array([at, at + 1], np.uint32) << _DROPPED_BITS).view(np.float32).astype(float)
         return float(min(edges[0] if at == 0 else edges.mean(), self.absmax.max()))
 
     def peaks(self, most: int = 8) -> list[tuple[float, int, int]]:
-        """Return the positions that reach farthest: absolute value, position, channel; farthest first."""
-        order = np.argsort(-self.position_peak, kind="stable")[:most]
-        return [(float(self.position_peak[p]), int(p), int(self.position_channel[p])) for p in order]
+        """Return the positions that reach farthest (32 are kept): absolute value, position, channel."""
+        places = list(zip(self.top_position.tolist(), self.top_channel.tolist()))[:most]
+        return [(float(self.position_peak[position]), position, channel) for position, channel in places]
 
 
 @saved("attention_stats")
@@ -263,17 +278,20 @@ class AttentionStats:
     def of(cls, probs_BHQK: torch.Tensor, keep_BQ: torch.Tensor | None = None) -> AttentionStats:
         """Summarise probabilities; queries outside ``keep_BQ`` are left out."""
         probs = probs_BHQK.float()
-        B, _, Q, _ = probs.shape
+        B, H, Q, K = probs.shape
+        queries = B * Q
         if keep_BQ is not None:
-            probs = probs * keep_BQ[:, None, :, None]
-        bad = probs.isnan()
-        probs = probs.nan_to_num(0.0)
-        queries = B * Q if keep_BQ is None else int(keep_BQ.sum())
+            probs, queries = probs * keep_BQ[:, None, :, None], int(keep_BQ.sum())
+        mass, bad = probs.sum(2), np.zeros(H, np.int64)
+        if not bool(mass.isfinite().all()):
+            bad = probs.isnan().sum((0, 2, 3)).cpu().numpy()
+            probs = probs.nan_to_num(0.0)
+            mass = probs.sum(2)
         return cls(
-            probs.sum(2).double().sum(0).cpu().numpy(),
-            np.full(probs.shape[3], queries),
-            probs.amax((0, 2, 3)).double().cpu().numpy(),
-            bad.sum((0, 2, 3)).cpu().numpy(),
+            mass.double().sum(0).cpu().numpy(),
+            np.full(K, queries),
+            probs.amax(2).amax((0, 2)).double().cpu().numpy(),
+            bad,
         )
 
     def merge(self, other: AttentionStats) -> AttentionStats:
@@ -302,22 +320,35 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _sums(x_NC: torch.Tensor, shift: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Sums of |x| and of the first four powers of (x - shift) / unit (5, C); largest |x| and sum of |x| by row (N,)."""
+    """Take all sums in one pass, in pieces that stay in the cache.
+
+    Returns
+    -------
+    sums : float64 tensor (5, C)
+        Of |x| and of the first four powers of (x - shift) / unit.
+    peak_N, magnitude_N : tensor (N,)
+        Largest |x| and sum of |x| of each row.
+    histogram : int64 tensor (4096,)
+    """
     import torch
 
     N, C = x_NC.shape
-    rows = max(1, _CHUNK // C) if x_NC.device.type == "cpu" else N
-    a_RC, b_RC = x_NC.new_empty(min(rows, N), C), x_NC.new_empty(min(rows, N), C)
+    rows = min(N, max(1, _CHUNK // C)) if x_NC.device.type == "cpu" else N
+    a_RC, b_RC = x_NC.new_empty(rows, C), x_NC.new_empty(rows, C)
+    bits_RC = torch.empty(rows, C, dtype=torch.int32, device=x_NC.device)
     peak_N, magnitude_N = x_NC.new_empty(N), x_NC.new_empty(N)
     sums = torch.zeros(5, C, dtype=torch.float64, device=x_NC.device)
+    histogram = torch.zeros(1 << (31 - _DROPPED_BITS), dtype=torch.int64, device=x_NC.device)
     inverse, offset = 1 / unit, -shift / unit
     for start in range(0, N, rows):
         chunk = x_NC[start : start + rows]
-        a, b = a_RC[: len(chunk)], b_RC[: len(chunk)]
+        a, b, bits = a_RC[: len(chunk)], b_RC[: len(chunk)], bits_RC[: len(chunk)]
         torch.abs(chunk, out=a)
         sums[0] += a.sum(0)
         torch.amax(a, 1, out=peak_N[start : start + rows])
         torch.sum(a, 1, out=magnitude_N[start : start + rows])
+        torch.bitwise_right_shift(a.float().view(torch.int32), _DROPPED_BITS, out=bits)
+        histogram += torch.bincount(bits.view(-1), minlength=len(histogram))
         torch.addcmul(offset, chunk, inverse, out=a)
         sums[1] += a.sum(0)
         torch.mul(a, a, out=b)
@@ -326,37 +357,29 @@ def _sums(x_NC: torch.Tensor, shift: torch.Tensor, unit: torch.Tensor) -> tuple[
         sums[3] += a.sum(0)
         torch.mul(b, b, out=b)
         sums[4] += b.sum(0)
-    return sums, peak_N, magnitude_N
-
-
-def _histogram(x_NC: torch.Tensor) -> np.ndarray:
-    """Count absolute values by the upper bits of their float32; NaN and infinities fall off the end."""
-    import torch
-
-    upper = 1 if sys.byteorder == "little" else 0
-    counts = np.zeros(1 << 15, np.int64)
-    for piece in x_NC.view(-1).split(1 << 22):
-        halves = piece.float().view(torch.int16)[upper::2] & 0x7FFF
-        counts += torch.bincount(halves, minlength=1 << 15).cpu().numpy()
-    return counts.reshape(-1, 1 << _DROPPED_BITS).sum(1)[:_BINS]
+    return sums, peak_N, magnitude_N, histogram
 
 
 def _by_position(
     x_NC: torch.Tensor, position_N: np.ndarray, peak_N: torch.Tensor, magnitude_N: torch.Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Largest absolute value, sum of absolute values and channel of the largest, at each position (P,)."""
-    peaks, magnitudes = peak_N.double().cpu().numpy(), magnitude_N.double().cpu().numpy()
-    order = np.lexsort((peaks, position_N))  # the last row of each position is its farthest
-    last = np.flatnonzero(np.append(np.diff(position_N[order]) > 0, True))
-    best = order[last]
-    at = position_N[best]
-    P = at[-1] + 1
-    peak, channel = np.zeros(P), np.zeros(P, np.int64)
-    peak[at] = peaks[best]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Largest |x| and sum of |x| at each position (P,); the farthest positions and their channels (at most 32,)."""
     import torch
 
-    channel[at] = x_NC[torch.from_numpy(best).to(x_NC.device)].abs().argmax(1).cpu().numpy()
-    return peak, np.bincount(position_N, magnitudes), channel
+    peaks, magnitudes = peak_N.double().cpu().numpy(), magnitude_N.double().cpu().numpy()
+    peak = np.zeros(position_N.max() + 1)
+    np.maximum.at(peak, position_N, peaks)
+    top = _farthest(peak)
+    reached = np.flatnonzero((peaks == peak[position_N]) & np.isin(position_N, top))
+    row = dict(zip(position_N[reached].tolist(), reached.tolist()))
+    top = np.array([p for p in top.tolist() if p in row], np.int64)
+    best = torch.tensor([row[p] for p in top.tolist()], device=x_NC.device)
+    return peak, np.bincount(position_N, magnitudes), top, x_NC[best].abs().argmax(1).cpu().numpy()
+
+
+def _farthest(peak: np.ndarray) -> np.ndarray:
+    """Return the positions with the largest peaks, farthest first, earlier ones first among equals."""
+    return np.argsort(-peak, kind="stable")[:_MOST_PEAKS]
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from farout.inside._accumulators import AttentionStats
 _FUSED = F.scaled_dot_product_attention
 _SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax}
 _PRODUCT = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__}
-_LOGITS = 1 << 22  # of a fused product are held at a time
+_LOGITS = 1 << 18  # of a fused product are held at a time: few enough for a cache
 
 
 class Products(TorchFunctionMode):
@@ -28,10 +28,10 @@ class Products(TorchFunctionMode):
     operand : callable
         Takes 'q', 'k' or 'v' and a tensor (B, H, T, D).
     probs : callable
-        Takes a function that makes probabilities: of no argument, an iterator over (first query, tensor (B, H, Q, K)).
+        Takes (B, Q) and a function that makes probabilities: an iterator over (first query, tensor (B, H, Q, K)).
     """
 
-    def __init__(self, operand: Callable[[str, torch.Tensor], None], probs: Callable[[Any], None]) -> None:
+    def __init__(self, operand: Callable[[str, torch.Tensor], None], probs: Callable[[Any, Any], None]) -> None:
         super().__init__()
         self.operand, self.probs = operand, probs
         self.factors: tuple[torch.Size, torch.Tensor, torch.Tensor] | None = None
@@ -45,7 +45,7 @@ class Products(TorchFunctionMode):
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         if func in _PRODUCT and len(args) == 2 and out.ndim in (3, 4):
-            self._product(*args, out)
+            self._product(args[0], args[1], out)
         elif func in _SOFTMAX:
             self._softmax(out, kwargs.get("dim", args[1] if len(args) > 1 else None))
         return out
@@ -64,7 +64,8 @@ class Products(TorchFunctionMode):
         for word, tensor in zip("qkv", (query, key, value)):
             self.operand(word, tensor)
         if query.ndim == 4:
-            self.probs(lambda: fused_probs(query.detach(), key.detach(), attn_mask, is_causal, scale))
+            shape = query.shape[0], query.shape[2]
+            self.probs(shape, lambda: fused_probs(query.detach(), key.detach(), attn_mask, is_causal, scale))
 
     def _product(self, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
         if self.shape is not None and left.shape == self.shape and right.ndim == left.ndim:
@@ -79,8 +80,8 @@ class Products(TorchFunctionMode):
         _, left, right = self.factors
         self.operand("q", left)
         self.operand("k", right.transpose(-1, -2))
-        probs = out.detach()
-        self.probs(lambda: iter([(0, probs if probs.ndim == 4 else probs[:, None])]))
+        probs = out.detach() if out.ndim == 4 else out.detach()[:, None]
+        self.probs((probs.shape[0], probs.shape[2]), lambda: iter([(0, probs)]))
         self.factors, self.shape = None, out.shape
 
 
@@ -88,26 +89,30 @@ def fused_probs(query: Any, key: Any, mask: Any, is_causal: bool, scale: float |
     """Yield the probabilities softmax(scale q k' + mask) of a fused product, some queries at a time, in float32."""
     B, H, Q, D = query.shape
     K = key.shape[2]
-    key = key.float().repeat_interleave(H // key.shape[1], 1).transpose(-1, -2)
+    key = key.float()
+    key = (key if key.shape[1] == H else key.repeat_interleave(H // key.shape[1], 1)).transpose(-1, -2)
     scale = D**-0.5 if scale is None else scale
-    if is_causal:
-        mask = torch.ones(Q, K, dtype=torch.bool, device=query.device).tril()
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], Q, K)
     step = max(1, _LOGITS // (B * H * K))
     for start in range(0, Q, step):
-        logits = query[:, :, start : start + step].float() @ key * scale
+        stop = min(start + step, Q)
+        seen = min(stop, K) if is_causal else K  # later keys get nothing
+        logits = (query[:, :, start:stop].float() * scale) @ key[..., :seen]
+        if is_causal:
+            later = torch.ones(stop - start, seen, dtype=torch.bool, device=query.device).triu(start + 1)
+            logits = logits.masked_fill_(later, -torch.inf)
         if mask is not None:
-            part = mask[..., start : start + step, :]
-            logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part
-        yield start, logits.softmax(-1)
+            part = mask[..., start:stop, :seen]
+            logits = logits.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else logits.add_(part)
+        yield start, F.pad(logits.softmax(-1), (0, K - seen))
 
 
 def attention_stats(parts: Any, keep_BQ: torch.Tensor | None) -> AttentionStats:
     """Add up the pieces that :func:`fused_probs` yields; queries outside ``keep_BQ`` are left out."""
     total: AttentionStats | None = None
     for start, probs in parts:
-        keep = None if keep_BQ is None else keep_BQ[:, start : start + probs.shape[2]]
+        keep = None if keep_BQ is None else keep_BQ[:, start : start + probs.shape[2]].to(probs.device)
         stats = AttentionStats.of(probs, keep)
         total = stats if total is None else total.merge(stats)
     assert total is not None

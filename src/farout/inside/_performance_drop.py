@@ -33,7 +33,8 @@ def performance_drop(
     ----------
     X : array (n, d)
     wanted, confounder : array (n,)
-        The number of classes is a multiple of that of the confounders, and they occur in all pairs.
+        The number of classes is a multiple of that of the confounders, and all pairs occur, in rows enough for both
+        halves.
     degrees : sequence of float
         Cramer's V between class and confounder, from 0 to 1; the first is 0.
     repeats : int
@@ -84,7 +85,9 @@ def performance_drop(
 
 
 def correlated(cells: np.ndarray, own: np.ndarray, degree: float) -> np.ndarray:
-    """Choose training rows with Cramer's V of ``degree``, up to rounding, and as many of each class whatever it is.
+    """Choose training rows with Cramer's V of ``degree``, and as many of each class whatever it is.
+
+    Counts are whole numbers, so that V is off by at most ``confounders / (2 m)``.
 
     Parameters
     ----------
@@ -99,7 +102,7 @@ def correlated(cells: np.ndarray, own: np.ndarray, degree: float) -> np.ndarray:
     int array (classes * m,)
     """
     classes, confounds, size = cells.shape
-    others = int((1 - degree) / confounds * size)
+    others = int(np.rint((1 - degree) / confounds * size))
     count = np.full((classes, confounds), others)
     count[np.arange(classes), own] = size - (confounds - 1) * others
     return np.concatenate([cells[cell][: count[cell]] for cell in np.ndindex(classes, confounds)])
@@ -111,7 +114,12 @@ def _halves(label: np.ndarray, confound: np.ndarray, rng: np.random.Generator) -
     drawn = [rng.permutation(np.flatnonzero((label == b) & (confound == c))) for b, c in np.ndindex(*shape)]
     size = min(map(len, drawn))
     tested = int(TESTED * size)
-    if tested == 0:
-        raise BadInput("some class and confounder occur together in fewer than two rows; leave them out")
-    table = np.array([rows[:size] for rows in drawn]).reshape(*shape, size)
+    # a multiple, so that classes and confounders can be independent to the row
+    trained = (size - tested) // shape[1] * shape[1]
+    if trained == 0 or tested == 0:
+        raise BadInput(
+            f"some class and confounder occur together in {size} rows; of those that are not in the test, each "
+            f"of the {shape[1]} confounders needs one"
+        )
+    table = np.array([rows[: tested + trained] for rows in drawn]).reshape(*shape, tested + trained)
     return table[:, :, tested:], table[:, :, :tested].ravel()

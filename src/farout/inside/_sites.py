@@ -50,7 +50,7 @@ def _leaf_site(module: nn.Module) -> Site | None:
     if next(module.children(), None) is not None or isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
     weight = getattr(module, "weight", None)
-    shape = tuple(weight.shape) if hasattr(weight, "shape") else ()
+    shape: tuple[int, ...] = tuple(getattr(weight, "shape", ()))
     if len(shape) >= 2:
         first = len(shape) > 2
         if first:
@@ -116,6 +116,8 @@ def length_of(batch: Any) -> int:
 
 def tokens_of(batch: Any) -> tuple[tuple[int, int] | None, torch.Tensor | None]:
     """Return (B, T) of a batch of token numbers, and which of them are no padding (B, T)."""
+    import torch
+
     shapes: list[tuple[int, int]] = []
 
     def look(tensor: torch.Tensor) -> torch.Tensor:
@@ -125,9 +127,9 @@ def tokens_of(batch: Any) -> tuple[tuple[int, int] | None, torch.Tensor | None]:
 
     mapped(batch, look)
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if mask is None or mask.ndim != 2:
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return (shapes[0] if shapes else None), None
-    return tuple(mask.shape), (None if bool((mask != 0).all()) else mask != 0)
+    return (mask.shape[0], mask.shape[1]), (None if bool((mask != 0).all()) else mask != 0)
 
 
 def rows_of(

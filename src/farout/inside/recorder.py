@@ -31,6 +31,7 @@ What is not seen: the inside of ``nn.MultiheadAttention`` and of kernels that ar
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections import Counter, defaultdict
@@ -201,7 +202,8 @@ class Recording:
         names, rows = Counter(self.aliases.values()), []
         for name, stats in self.stats.items():
             if isinstance(stats, ChannelStats):
-                peak, position, channel = (stats.peaks(1) or [(float("nan"), None, None)])[0]
+                nowhere: list[Any] = [(float("nan"), None, None)]
+                peak, position, channel = (stats.peaks(1) or nowhere)[0]
                 middle = float(np.median(stats.absmax))
                 ratio = peak / middle if middle > 0 else float("inf")
                 bad = int(stats.nan.sum()), int(stats.infinite.sum())
@@ -344,7 +346,7 @@ class _Recorder:
             if self.what & {"attention", "probs"}:
                 stack.enter_context(Products(self._operand, self._probs))
             stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-            if stance is not None:
+            if stance is not None and "torch._dynamo" in sys.modules:  # else nothing is compiled, and it loads for long
                 stack.enter_context(stance("force_eager"))
             yield
 
@@ -391,6 +393,8 @@ class _Recorder:
         import torch
 
         named = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        if not named or not value.requires_grad:
+            raise BadInput("the loss has no gradient: no parameter that it depends on has requires_grad set")
         found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
         for name, gradient in zip(named, found):
             if gradient is not None and self.wants(f"{name}.grad", "gradient"):
@@ -411,7 +415,8 @@ class _Recorder:
         """Make the hook that runs after a module."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.path.pop()
+            while self.path and self.path.pop() != name:  # modules inside that failed, and whose caller went on
+                pass
             if site is not None and site.kind == "linear":
                 self._see(f"{name}.out", "output", first_tensor(output), Site("output", module, None, site.first))
             elif site is not None:
@@ -421,17 +426,21 @@ class _Recorder:
 
     def _operand(self, word: str, tensor: torch.Tensor) -> None:
         """Take an operand of attention."""
-        name = f"{self.path[-1]}.{word}".lstrip(".")
-        self._see(name, "attention", tensor, None)
+        self._see(self._here(word), "attention", tensor, None)
 
-    def _probs(self, make: Callable[[], Any]) -> None:
+    def _probs(self, shape: tuple[int, int], make: Callable[[], Any]) -> None:
         """Take the probabilities of attention; they are only made where someone asked for them."""
         from farout.inside._attention import attention_stats
 
-        name = f"{self.path[-1]}.probs".lstrip(".")
+        name = self._here("probs")
         if self.wants(name, "probs"):
+            keep = self.mask if self.mask is not None and tuple(self.mask.shape) == shape else None
             with _unseen():
-                self._add(name, "probs", attention_stats(make(), self.mask))
+                self._add(name, "probs", attention_stats(make(), keep))
+
+    def _here(self, word: str) -> str:
+        """Name something that happens in the module that is running."""
+        return f"{self.path[-1]}.{word}" if self.path and self.path[-1] else word
 
     def _see(self, name: str, kind: str, x: torch.Tensor | None, site: Site | None) -> None:
         """Take a tensor at a site, unless it was taken at another one."""
@@ -472,7 +481,7 @@ class _Recorder:
     def _add(self, name: str, kind: str, stats: Stats) -> None:
         """Add facts to the running batch."""
         before = self.batch.stats.get(name)
-        self.batch.stats[name] = stats if before is None else before.merge(stats)  # type: ignore[arg-type]
+        self.batch.stats[name] = stats if before is None else before.merge(stats)
         self.batch.kinds[name] = kind
         self.batch.calls[name] = self.batch.calls.get(name, 0) + 1
 
@@ -504,6 +513,9 @@ class _Recorder:
                 for end in [end for end in list(done.kinds) if end in (f"{main}.in", f"{main}.out")]:
                     alias = other + end[len(main) :]
                     done.kinds[alias], done.aliases[alias] = done.kinds[end], done.aliases.get(end, end)
+        for alias, main in list(done.aliases.items()):
+            if f"{main}.grad" in done.stats and f"{alias}.grad" not in done.stats:
+                done.kinds[f"{alias}.grad"], done.aliases[f"{alias}.grad"] = "gradient", f"{main}.grad"
         done.notes = list(dict.fromkeys(done.notes))
         return done
 

@@ -225,6 +225,8 @@ def _read(X: Any, wanted: Any, confounder: Any, groups: Any) -> tuple[np.ndarray
             raise UnknownName("column", name, frame.columns)
     names = {what: _text(what, frame[of] if isinstance(of, str) else of, frame.height) for what, of in words.items()}
     features = frame.drop([name for name in words.values() if isinstance(name, str)])
+    if not frame.height:
+        raise BadInput("an embedding of no rows has no neighbours")
     unread = [name for name, kind in features.schema.items() if not kind.is_numeric()]
     if unread or not features.width:
         raise BadInput(
@@ -243,9 +245,12 @@ def _read(X: Any, wanted: Any, confounder: Any, groups: Any) -> tuple[np.ndarray
 
 def _text(what: str, values: Any, n: int) -> np.ndarray:
     """Return labels (n,) as text; none may be missing."""
-    labels = pl.Series(values if isinstance(values, pl.Series) else np.asarray(values))
-    if len(labels) != n:
-        raise BadInput(f"'{what}' has {len(labels):,} labels for {n:,} rows")
+    array: Any = values if isinstance(values, pl.Series) else np.asarray(values)
+    if array.shape != (n,):
+        raise BadInput(f"'{what}' has labels of shape {array.shape} for {n:,} rows")
+    if array.dtype == object:  # words and numbers together
+        array = [None if value is None or value != value else str(value) for value in array]
+    labels = pl.Series(array)
     missing = labels.is_null() | (labels.is_nan() if labels.dtype.is_float() else False)
     if missing.any():
         raise BadInput(f"'{what}' is missing in row {missing.arg_max()}; leave such rows out")

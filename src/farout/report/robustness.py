@@ -68,11 +68,14 @@ def _lead(found: Robustness) -> Markup:
     from markupsafe import Markup
 
     rules = "The class rules" if found.index > 1 else "The confounder rules" if found.index < 1 else "Neither rules"
-    text = Markup(
-        "<p><strong>{}</strong>: among {:,} neighbours, {:.2f} times as many have the row's class as have its "
-        "confounder. Of those that share just one of the two, {:.1%} share the class.</p>"
+    text = (
+        "<p><strong>{}</strong>: at k = {:,}, {:.2f} times as many neighbours have the row's class as its confounder. "
     )
-    return text.format(rules, found.k, found.index, found.share)
+    if np.isnan(found.share):
+        text += "None shares just one of the two.</p>"
+    else:
+        text += "Of those that share just one of the two, {:.1%} share the class.</p>"
+    return Markup(text).format(rules, found.k, found.index, found.share)
 
 
 def _maps(found: Robustness, view: str) -> Section:
@@ -184,7 +187,7 @@ def _errors(found: Robustness) -> Section:
         _line("class predicted", found.ks, found.accuracy, "var(--ink)"),
         _line("confounder predicted", found.ks, found.confounder_accuracy, "var(--muted)"),
         _line("same confounder among errors", found.ks, found.confounded, "var(--accent)"),
-        _line("base rate of it", found.ks, found.base_rate, "var(--accent)") | {"line": {"dash": "dot", "width": 1.5}},
+        _line("base rate of it", found.ks, found.base_rate, "var(--accent)", dash="dot"),
     ]
     intro = (
         "Balanced accuracy of a vote of k neighbours. In colour: where the vote is wrong, how many of the neighbours "
@@ -205,15 +208,14 @@ def _shares(data: list[dict[str, Any]], title: str, alt: str) -> Markup:
     return figure({"data": data, "layout": layout}, alt)
 
 
-def _line(name: str, x: np.ndarray, y: np.ndarray, colour: str) -> dict[str, Any]:
-    line = {"color": colour, "width": 2}
+def _line(name: str, x: np.ndarray, y: np.ndarray, colour: str, dash: str = "solid") -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines",
         "name": name,
         "x": x,
         "y": y,
-        "line": line,
+        "line": {"color": colour, "width": 2, "dash": dash},
         "hovertemplate": f"k = %{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
     }
 
