@@ -34,19 +34,15 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import polars as pl
-
 from farout.errors import BadInput, NothingMatched, UnknownName
-from farout.inside._accumulators import AttentionStats, ChannelStats, same
+from farout.inside._accumulators import AttentionStats, ChannelStats
+from farout.inside._recording import STILL, Recording
 from farout.inside._sites import (
     Site,
     first_tensor,
@@ -58,8 +54,9 @@ from farout.inside._sites import (
     tokens_of,
     weight_rows,
 )
-from farout.io.state import read_state, saved, write_state
 from farout.kit.training import torch_or_say
+
+__all__ = ["KINDS", "USUAL", "Recording", "record"]
 
 if TYPE_CHECKING:
     import torch
@@ -69,147 +66,6 @@ if TYPE_CHECKING:
 
 KINDS = ("residual", "norm", "linear", "output", "attention", "probs", "weight", "gradient", "moment")
 USUAL = ("residual", "norm", "linear", "attention", "probs", "weight", "gradient", "moment")
-_COLUMNS: dict[str, Any] = {
-    **dict.fromkeys(("site", "kind"), pl.String),
-    **dict.fromkeys(("names", "calls", "channels"), pl.Int64),
-    "peak": pl.Float64,
-    **dict.fromkeys(("channel", "position"), pl.Int64),
-    **dict.fromkeys(("ratio", "kurtosis"), pl.Float64),
-    **dict.fromkeys(("nan", "infinite"), pl.Int64),
-}
-_STILL = ("weight", "moment")  # facts about the model as it is, which no batch adds to
-
-
-@saved("recording")
-@dataclass
-class Recording:
-    """Facts about the numbers in a model, by site; recordings of parts of the data merge into that of all of it.
-
-    Attributes
-    ----------
-    stats : dict of str to ChannelStats or AttentionStats
-        By the name of the site.
-    kinds : dict of str to str
-        The kind of every site, those in ``aliases`` too.
-    aliases : dict of str to str
-        Sites that carry the same tensor as another one.
-    calls : dict of str to int
-        How often each site was passed.
-    batches : int
-    notes : list of str
-        What a reader should know, in sentences.
-    """
-
-    stats: dict[str, Any] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    batches: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def __getitem__(self, name: str) -> Any:
-        """Return the facts about a site, under any of its names.
-
-        Raises
-        ------
-        UnknownName
-        """
-        name = self.aliases.get(name, name)
-        if name not in self.stats:
-            raise UnknownName("site of the recording", name, self.kinds)
-        return self.stats[name]
-
-    def __contains__(self, name: object) -> bool:
-        return self.aliases.get(name, name) in self.stats  # type: ignore[call-overload]
-
-    def names(self, kind: str | None = None, where: str = "*") -> list[str]:
-        """Return the names of sites of a kind that match a pattern, aliases among them."""
-        return [name for name, of in self.kinds.items() if kind in (None, of) and fnmatchcase(name, where)]
-
-    def merge(self, other: Recording) -> Recording:
-        """Return the recording of both parts of the data together.
-
-        Raises
-        ------
-        BadInput
-            The recordings are of models with other weights or other widths.
-        """
-        kinds, stats, notes = {**self.kinds, **other.kinds}, dict(self.stats), [*self.notes]
-        for name, theirs in other.stats.items():
-            if name not in stats:
-                stats[name] = theirs
-            elif kinds[name] not in _STILL:
-                stats[name] = stats[name].merge(theirs)
-            elif not same(stats[name], theirs):
-                raise BadInput(
-                    f"the recordings differ in '{name}', which data do not change: they are of different models, or of "
-                    "one model before and after a step; compare them instead of merging"
-                )
-        aliases = {**other.aliases, **self.aliases}
-        for name in [name for name in aliases if name in stats]:
-            notes.append(f"'{name}' shares a tensor with '{aliases.pop(name)}' in a part of the data only")
-        return Recording(
-            stats,
-            kinds,
-            aliases,
-            dict(Counter(self.calls) + Counter(other.calls)),
-            self.batches + other.batches,
-            list(dict.fromkeys([*notes, *other.notes])),
-        )
-
-    def gathered(self, group: Any = None) -> Recording:
-        """Return the recording of all ranks of ``torch.distributed`` together, on each of them; itself without ranks.
-
-        Parameters
-        ----------
-        group : process group, optional
-        """
-        from torch import distributed
-
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return self
-        parts: list[Any] = [None] * distributed.get_world_size(group)
-        distributed.all_gather_object(parts, self, group)
-        total = parts[0]
-        for part in parts[1:]:
-            total = total.merge(part)
-        return total
-
-    def save(self, path: str | Path) -> None:
-        """Write the recording to one file, without pickle."""
-        write_state(path, self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Recording:
-        """Read what :meth:`save` wrote; nothing in the file is run.
-
-        Raises
-        ------
-        BadInput
-            The file is missing, damaged, or holds something else.
-        """
-        found = read_state(path)
-        if not isinstance(found, cls):
-            raise BadInput(f"'{path}' holds a '{type(found).__name__}', and not a recording")
-        return found
-
-    def table(self) -> pl.DataFrame:
-        """Return one row for each recorded site of channels, in the order in which they were met.
-
-        ``peak`` is the largest absolute value, ``channel`` and ``position`` say where it stands, ``ratio`` is it over
-        the median of the channels' largest ones, ``names`` counts the sites that share the tensor.
-        """
-        names, rows = Counter(self.aliases.values()), []
-        for name, stats in self.stats.items():
-            if isinstance(stats, ChannelStats):
-                nowhere: list[Any] = [(float("nan"), None, None)]
-                peak, position, channel = (stats.peaks(1) or nowhere)[0]
-                middle = float(np.median(stats.absmax))
-                ratio = peak / middle if middle > 0 else float("inf")
-                bad = int(stats.nan.sum()), int(stats.infinite.sum())
-                head = name, self.kinds[name], names[name] + 1, self.calls.get(name, 0), len(stats.count)
-                rows.append((*head, peak, channel, position, ratio, stats.kurtosis, *bad))
-        return pl.DataFrame(rows, schema=_COLUMNS, orient="row")
 
 
 def record(
@@ -276,7 +132,7 @@ def record(
     patterns = (where,) if isinstance(where, str) else tuple(where)
     work = _Recorder(getattr(model, "_orig_mod", model), patterns, set(what), loss, forward)
     work.look_at_weights(optimizer)
-    if set(what) - set(_STILL):
+    if set(what) - set(STILL):
         with work.watching():
             for batch in batches:
                 work.run(batch)
@@ -490,7 +346,7 @@ class _Recorder:
         done = self.total
         if not done.kinds and self.unmatched:
             raise NothingMatched("site", "', '".join(self.patterns), self.unmatched)
-        if not done.batches and self.what - set(_STILL):
+        if not done.batches and self.what - set(STILL):
             done.notes.append("there were no batches: only weights and moments are recorded")
         passed = done.batches and self.what & {"residual", "norm", "linear", "output"}
         for name, site in self.sites.items() if passed else ():
