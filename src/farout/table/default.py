@@ -19,8 +19,8 @@ MacrOData, some 50 scores and 60 ways to join them were compared. Without clean 
 ended within a point of AUROC; with clean rows the prediction view beside the nearest neighbour was ahead of all
 neighbour, density, isolation and tail scores by two points. Forests, covariances and tails as third views gave
 nothing. The other half was not looked at until the file was written; the claim reports it by itself. Two details came
-later: the larger half of an odd number of features predicts the smaller one (measured on the sets that chose), and tails
-have a least spread (for exact copies; it changed no mean).
+later: the larger half of an odd number of features predicts the smaller one (measured on the sets that chose), and
+tails have a least spread (for exact copies; it changed no mean).
 """
 
 from __future__ import annotations
