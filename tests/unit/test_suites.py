@@ -293,3 +293,20 @@ def test_nothing_that_runs_is_an_error(monkeypatch, tmp_path):
 def test_budgets_name_sets_that_exist():
     assert set(suites.PROTOCOLS) == {*adbench.PROTOCOLS, "split"}
     assert set(adbench.SMALL) < set(adbench_names()) == set(adbench.BUDGETS["full"])
+
+
+@pytest.mark.parametrize("protocol", ["unsupervised", "one-class"])
+def test_a_detector_is_told_whether_its_training_rows_are_normal(protocol):
+    told = []
+
+    class Told(ECOD):
+        def __init__(self, novelty=False, rule="paper", sketch=0.0, n_jobs=None):
+            super().__init__(rule=rule, sketch=sketch, n_jobs=n_jobs)
+            self.novelty = novelty
+
+        def fit_score(self, X, y=None):
+            told.append(self.novelty)
+            return super().fit_score(X, y)
+
+    run(["breast_cancer"], {"Told": Told()}, protocol, seeds=(0,))
+    assert told == [protocol == "one-class"]
