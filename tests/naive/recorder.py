@@ -51,6 +51,7 @@ def facts(rows, positions):
         for word, value in zip(out, (*values, column.min(), column.max(), np.abs(column).sum())):
             out[word].append(value)
     out = {word: np.array(values) for word, values in out.items()}
+    out["large"] = (np.where(np.isfinite(rows), np.abs(rows), 0.0) >= 6).sum(0)
     out["nan"], out["infinite"] = np.isnan(rows).sum(0), np.isinf(rows).sum(0)
     magnitude = np.where(np.isfinite(rows), np.abs(rows), 0.0)
     at = [magnitude[positions == p] for p in range(positions.max() + 1)]
@@ -59,6 +60,29 @@ def facts(rows, positions):
     out["position_magnitude"] = np.array([x.sum() for x in at])
     out["position_bad"] = np.array([(~np.isfinite(rows[positions == p])).sum() for p in range(len(at))])
     return out
+
+
+def row_facts(rows):
+    """What is said of tokens, one row at a time; and the scores of AdaHOP's detector as torch would give them."""
+    rows = [row for row in rows if np.isfinite(row).all()]
+    table = np.array(rows)
+    r, c = table.shape
+    out = {
+        "tokens": r,
+        "token_kurtosis": np.mean([kurtosis(row) for row in rows if row.max() > row.min()]),
+        "token_ratio": np.mean([np.abs(row).max() / np.abs(row).mean() for row in rows if row.any()]),
+    }
+    if r > 1 and c > 1:
+        rv, cv = table.var(1, ddof=1), table.var(0, ddof=1)
+        s_row = rv.std(ddof=1) / (rv.mean() + 1e-8) / np.sqrt(2 / (c - 1))
+        s_col = cv.std(ddof=1) / (cv.mean() + 1e-8) / np.sqrt(2 / (r - 1))
+        out["pattern"] = (s_row, s_col)
+    return out
+
+
+def spread(column):
+    """Share of rows that carry the fourth powers of a channel; 1 for zeros."""
+    return (column**2).sum() ** 2 / (len(column) * (column**4).sum()) if column.any() else 1.0
 
 
 def kurtosis(values):

@@ -187,6 +187,11 @@ def test_equals_keeping_everything_in_any_order_and_split(name):
             stats = recording[place]
             assert_equal(stats, naive.facts(rows, positions))
             assert stats.kurtosis == pytest.approx(naive.kurtosis(rows), rel=1e-6)
+            for word, value in naive.row_facts(rows).items():
+                # a score divides a spread of variances by their mean: where they hardly differ, the mean sets the scale
+                scale = np.sqrt(np.array(rows.shape[::-1]) / 2) if word == "pattern" else 0.0
+                assert np.all(np.abs(np.subtract(getattr(stats, word), value)) <= 1e-6 * np.maximum(value, scale)), word
+            np.testing.assert_allclose(stats.spread, [naive.spread(column) for column in rows.T], rtol=1e-6)
             for peak, position, channel in stats.peaks():
                 assert np.any(np.abs(rows[positions == position][:, channel]) == peak)
             for share in (0.1, 0.5, 0.99):
@@ -307,11 +312,47 @@ def test_nan_and_infinity_are_counted_with_their_place():
     others = [0, 2, 3]
     expected = naive.facts(rows[:, others], positions)
     expected["position_bad"] += 3  # those of the channel that has no number
-    words = ("count", "mean", "m2", "m3", "m4", "low", "high", "magnitude", "nan", "infinite")
+    words = ("count", "mean", "m2", "m3", "m4", "low", "high", "magnitude", "large", "nan", "infinite")
     assert_equal(dataclasses.replace(stats, **{word: getattr(stats, word)[others] for word in words}), expected)
     assert stats.histogram.sum() == 42
     merged = stats.merge(stats)
     assert merged.absmax[1] == 0 and np.isfinite(merged.m4).all()
+
+
+def test_facts_about_tokens_leave_out_what_has_none():
+    torch.manual_seed(0)
+    x = torch.randn(300, 40) * 4
+    x[7, 3], x[9, 1], x[11], x[13] = float("nan"), float("inf"), 5.0, 0.0
+    expected = naive.row_facts(x.double().numpy())
+    expected.pop("pattern")  # the variances of columns count every finite value, also those in rows that are left out
+    whole = ChannelStats.of(x)
+    parts = [ChannelStats.of(part) for part in x.split([1, 99, 150, 50])]
+    for stats in (whole, parts[3].merge(parts[1]).merge(parts[0].merge(parts[2]))):
+        for word, value in expected.items():
+            assert getattr(stats, word) == pytest.approx(value, rel=1e-6), word
+    nothing = ChannelStats.of(torch.zeros(3, 4))
+    assert np.isnan(nothing.token_kurtosis) and np.isnan(nothing.token_ratio) and nothing.spread.tolist() == [1.0] * 4
+
+
+def test_large_values_persistent_channels_and_patterns_are_told_apart():
+    torch.manual_seed(0)
+    x = torch.randn(400, 64)
+    both = ChannelStats.of(x).pattern
+    assert both == pytest.approx((1, 1), abs=0.15)
+    always, once, rows = x.clone(), x.clone(), x.clone()
+    always[:, 5] += 50.0
+    once[3, 9] = 6.0
+    rows[[2, 90], :] *= 40
+    assert ChannelStats.of(always).large.tolist() == [400 * (c == 5) for c in range(64)]
+    assert ChannelStats.of(once).large.tolist() == [int(c == 9) for c in range(64)]
+    once[3, 9] = 5e3
+    assert ChannelStats.of(always).spread[5] > 0.99
+    assert ChannelStats.of(once).spread[9] == pytest.approx(1 / 400, rel=1e-3)
+    assert ChannelStats.of(x).spread == pytest.approx(np.full(64, 1 / 3), abs=0.15)
+    by_row, by_column = ChannelStats.of(rows).pattern
+    assert by_row > 50 and by_row > 2 * by_column
+    by_row, by_column = ChannelStats.of(rows.T.contiguous()).pattern
+    assert by_column > 50 and by_column > 2 * by_row
 
 
 def test_powers_neither_vanish_nor_overflow():

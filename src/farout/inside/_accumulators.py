@@ -27,6 +27,7 @@ _MOST_PEAKS = 32  # positions whose channel is kept
 _DROPPED_BITS = 19  # of the 23 bits of mantissa of a float32
 _BINS = 0x7F800000 >> _DROPPED_BITS  # from the bits of infinity on there are no numbers
 _CHUNK = 1 << 17  # elements that stay in a core's cache through all passes
+_LARGE = 6.0  # where LLM.int8() begins to count a value as an outlier
 
 
 @saved("channel_stats")
@@ -44,8 +45,14 @@ class ChannelStats:
         Extremes; ``inf`` and ``-inf`` where a channel has no finite value.
     magnitude : float64 array (C,)
         Sum of absolute values.
+    large : int64 array (C,)
+        Finite values of at least 6 in absolute value, which LLM.int8() calls outliers.
     nan, infinite : int64 array (C,)
         Values that are no numbers.
+    row_sums : float64 array (7,)
+        Over rows whose values are all finite: how many there are; how many vary; how many are not all zero; and sums of
+        their kurtosis, of their ratio of the largest to the mean absolute value, of their unbiased variance, and of
+        its square.
     position_count, position_bad : int64 array (P,)
         Rows at each position, and values there that are NaN or infinite.
     position_peak, position_magnitude : float64 array (P,)
@@ -71,8 +78,10 @@ class ChannelStats:
     low: np.ndarray
     high: np.ndarray
     magnitude: np.ndarray
+    large: np.ndarray
     nan: np.ndarray
     infinite: np.ndarray
+    row_sums: np.ndarray
     position_count: np.ndarray
     position_bad: np.ndarray
     position_peak: np.ndarray
@@ -132,6 +141,8 @@ class ChannelStats:
                 _sums(x_NC[finite_NC][:, None], shift[:1], unit[:1].to(shift))[-1],
             )
             x_NC = clean_NC
+        large = (x_NC.abs() >= _LARGE).sum(0).cpu().numpy()
+        row_sums = _row_sums(x_NC, peak_N, magnitude_N, torch.from_numpy(bad_N == 0).to(x_NC.device))
         magnitude, *powers = sums.cpu().numpy()
         scale = unit.double().cpu().numpy()
         p1, p2, p3, p4 = (power * scale ** (k + 1) for k, power in enumerate(powers))
@@ -149,8 +160,10 @@ class ChannelStats:
             low.double().cpu().numpy(),
             high.double().cpu().numpy(),
             magnitude,
+            large,
             nan,
             infinite,
+            row_sums,
             np.bincount(position_N),
             np.bincount(position_N, bad_N).astype(np.int64),
             *_by_position(x_NC, position_N, peak_N, magnitude_N),
@@ -166,11 +179,12 @@ class ChannelStats:
         places = dict.fromkeys(("position_count", "position_bad", "top_position", "top_channel"), no_ints)
         return cls(
             **sums,
-            **dict.fromkeys(("count", "nan", "infinite"), ints),
+            **dict.fromkeys(("count", "large", "nan", "infinite"), ints),
             **positions,
             **places,
             low=np.full(C, np.inf),
             high=np.full(C, -np.inf),
+            row_sums=np.zeros(7),
             histogram=np.zeros(_BINS, np.int64),
         )
 
@@ -199,8 +213,10 @@ class ChannelStats:
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.magnitude + other.magnitude,
+            self.large + other.large,
             self.nan + other.nan,
             self.infinite + other.infinite,
+            self.row_sums + other.row_sums,
             _padded(self.position_count, P) + _padded(other.position_count, P),
             _padded(self.position_bad, P) + _padded(other.position_bad, P),
             np.maximum(mine, theirs),
@@ -236,6 +252,51 @@ class ChannelStats:
         m2 = (self.m2 + self.count * step**2).sum()
         m4 = (self.m4 + 4 * step * self.m3 + 6 * step**2 * self.m2 + self.count * step**4).sum()
         return float(n * m4 / m2**2) if m2 > 0 else float("nan")
+
+    @property
+    def spread(self) -> np.ndarray:
+        """Share of rows that carry the fourth powers of each channel (C,), ``(sum x^2)^2 / (n sum x^4)`` about zero.
+
+        About 1/3 for Gaussian values around zero and 1 for a constant; k/n where k of n rows are huge, as massive
+        activations of a few tokens are. 1 where all values are zero.
+        """
+        n, mean = self.count, self.mean
+        squares = self.m2 + n * mean**2
+        fourths = self.m4 + 4 * mean * self.m3 + 6 * mean**2 * self.m2 + n * mean**4
+        with np.errstate(all="ignore"):
+            return np.where(fourths > 0, np.minimum(squares**2 / (n * fourths), 1.0), 1.0)
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows whose values are all finite; what is said of tokens is about these."""
+        return int(self.row_sums[0])
+
+    @property
+    def token_kurtosis(self) -> float:
+        """Mean over tokens of the kurtosis over channels, biased and not in excess; NaN if no token's values vary."""
+        return _ratio(self.row_sums[3], self.row_sums[1])
+
+    @property
+    def token_ratio(self) -> float:
+        """Mean over tokens that are not all zero of the largest over the mean absolute value; NaN if there are none."""
+        return _ratio(self.row_sums[4], self.row_sums[2])
+
+    @property
+    def pattern(self) -> tuple[float, float]:
+        """How much variances differ among rows, and among columns: AdaHOP's detector, near (1, 1) for Gaussian noise.
+
+        For the variances v of n rows (columns) over k values each, the score is the unbiased ``std(v) / mean(v)``
+        over ``sqrt(2 / (k - 1))``, which Gaussian noise would give. NaN for fewer than two rows or columns.
+        """
+        r, c = self.tokens, len(self.count)
+        if r < 2 or c < 2:
+            return float("nan"), float("nan")
+        total, squares = self.row_sums[5:]
+        rows = np.sqrt(max(squares - total**2 / r, 0.0) / (r - 1)) / (total / r + 1e-8)
+        columns = self.m2 / np.maximum(self.count - 1, 1)
+        return float(rows / np.sqrt(2 / (c - 1))), float(
+            columns.std(ddof=1) / (columns.mean() + 1e-8) / np.sqrt(2 / (r - 1))
+        )
 
     def quantile(self, share: float) -> float:
         """Return the absolute value with this share of all values at or below it, to 1/32 of itself."""
@@ -358,6 +419,35 @@ def _sums(x_NC: torch.Tensor, shift: torch.Tensor, unit: torch.Tensor) -> tuple[
         torch.mul(b, b, out=b)
         sums[4] += b.sum(0)
     return sums, peak_N, magnitude_N, histogram
+
+
+def _row_sums(x_NC: torch.Tensor, peak_N: torch.Tensor, magnitude_N: torch.Tensor, keep_N: torch.Tensor) -> np.ndarray:
+    """Sum facts about the rows that are kept, in the order of ``ChannelStats.row_sums``."""
+    import torch
+
+    C = x_NC.shape[1]
+    x_NC, peak_N, magnitude_N = x_NC[keep_N], peak_N[keep_N], magnitude_N[keep_N].double()
+    unit = torch.exp2(torch.frexp(peak_N).exponent.clamp(-120, 120).to(x_NC.dtype))
+    x_NC = x_NC / unit[:, None]
+    square_NC = (x_NC - x_NC.mean(1, keepdim=True)).square()
+    m2, m4 = square_NC.sum(1).double(), square_NC.square().sum(1).double()
+    varies, lives = m2 > C * (x_NC.mean(1).double() * 1e-6).square(), magnitude_N > 0
+    variance = m2 * unit.double().square() / (C - 1) if C > 1 else torch.zeros_like(m2)
+    sums = [
+        keep_N.sum(),
+        varies.sum(),
+        lives.sum(),
+        (C * m4 / m2.square())[varies].sum(),
+        (C * peak_N / magnitude_N)[lives].sum(),
+        variance.sum(),
+        variance.square().sum(),
+    ]
+    return torch.stack([term.double() for term in sums]).cpu().numpy()
+
+
+def _ratio(total: float, count: float) -> float:
+    """Divide, with NaN for nothing."""
+    return float(total / count) if count else float("nan")
 
 
 def _by_position(
