@@ -75,7 +75,7 @@ def with_extra(mix, q, k, v, extra_value):
 def test_a_context_bias_is_the_second_product_of_the_paper_and_lies_along_its_value():
     mix, q, k, v, _, y = mixed("context bias")
     added = y - plain(q, k, v)
-    assert torch.allclose(added, with_extra(mix, q, k, torch.zeros_like(v), mix.value), atol=1e-6)
+    assert torch.allclose(added, with_extra(mix, q, k, torch.zeros_like(v), mix.value), atol=1e-12)
     along = (added * mix.value).sum(-1, keepdim=True) / (mix.value**2).sum(-1, keepdim=True)
     assert torch.allclose(added, along * mix.value, atol=1e-12)
     assert 0 < along.min() < along.max() < 1 and along.std() > 0.05  # it does depend on the context
@@ -84,12 +84,12 @@ def test_a_context_bias_is_the_second_product_of_the_paper_and_lies_along_its_va
 def test_an_attention_bias_is_a_scale_and_a_bias():
     mix, q, k, v, _, y = mixed("attention bias")
     assert torch.allclose(y, with_extra(mix, q, k, v, mix.value), atol=1e-12)
-    logits = MIXES["softmax"](DecoderConfig(**SMALL)).logits(q, k).double()
+    logits = MIXES["softmax"](DecoderConfig(**SMALL)).logits(q, k)
     scale = torch.sigmoid(logits.logsumexp(-1) - (q * mix.key).sum(-1) / math.sqrt(D))[..., None]
-    assert torch.allclose(y, scale * plain(q, k, v) + (1 - scale) * mix.value, atol=2e-7)
+    assert torch.allclose(y, scale * plain(q, k, v) + (1 - scale) * mix.value, atol=1e-12)
     with torch.no_grad():
         mix.value.zero_()
-    assert torch.allclose(mix(q, k, v, None), scale * plain(q, k, v), atol=2e-7)
+    assert torch.allclose(mix(q, k, v, None), scale * plain(q, k, v), atol=1e-12)
 
 
 def test_a_context_scale_is_one_number_for_each_head_and_token_and_starts_at_one():
@@ -106,22 +106,22 @@ def test_sigmoid_attention_starts_as_a_mean_over_the_context():
     n = SMALL["context"]
     logits = q @ k.transpose(-1, -2) / math.sqrt(D)
     weights = (1 / (1 + n * torch.exp(-logits))).tril()
-    assert torch.allclose(y, weights @ v, atol=1e-6)
+    assert torch.allclose(y, weights @ v, atol=1e-12)
     flat = mix(torch.zeros_like(q), k, v, x)  # every key is worth 1 / (n + 1)
-    assert torch.allclose(flat, v.cumsum(2) / (n + 1), atol=1e-7)
+    assert torch.allclose(flat, v.cumsum(2) / (n + 1), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", MIXES)
 def test_probabilities_are_the_weights_of_the_values(kind):
     mix, q, k, v, _, y = mixed(kind)
     values = torch.cat([v, mix.value.expand(B, -1, -1, -1)], 2) if kind == "attention bias" else v
-    weighted = mix.probabilities(q, k).double() @ values
+    weighted = mix.probabilities(q, k) @ values
     added = {
         "value bias": lambda: mix.value,
         "context bias": lambda: y - plain(q, k, v),
     }.get(kind, lambda: 0.0)()
     if kind != "context scale":  # whose values are scaled after they are added up
-        assert torch.allclose(weighted + added, y, atol=1e-6)
+        assert torch.allclose(weighted + added, y, atol=1e-12)
 
 
 VARIANTS = [

@@ -40,8 +40,8 @@ class SoftmaxMix(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return products of queries and keys (B, H, T, K) in float32, -inf for keys behind the query."""
-        logits = (q @ k.transpose(-1, -2)).float() / math.sqrt(self.head_width)
+        """Return products of queries and keys (B, H, T, K), at least in float32; -inf for keys behind the query."""
+        logits = wide(q @ k.transpose(-1, -2)) / math.sqrt(self.head_width)
         later = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         return logits.masked_fill(later, -torch.inf)
 
@@ -78,7 +78,7 @@ class ContextBiasMix(SoftmaxMix):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x_BTC: Tensor) -> Tensor:
         """Mix values, and add a vector by as much as its key is looked at."""
-        extra = (q.float() * self.key).sum(-1) / math.sqrt(self.head_width)
+        extra = (wide(q) * self.key).sum(-1) / math.sqrt(self.head_width)
         share = torch.sigmoid(extra - self.logits(q, k).logsumexp(-1))
         return super().forward(q, k, v, x_BTC) + (share[..., None] * self.value).to(v.dtype)
 
@@ -103,7 +103,7 @@ class AttentionBiasMix(SoftmaxMix):
 
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
         """Return products (B, H, T, T + 1); the last column is the learned key's."""
-        extra = (q.float() * self.key).sum(-1, keepdim=True) / math.sqrt(self.head_width)
+        extra = (wide(q) * self.key).sum(-1, keepdim=True) / math.sqrt(self.head_width)
         return torch.cat([super().logits(q, k), extra], -1)
 
 
@@ -140,6 +140,11 @@ MIXES: dict[str, type[SoftmaxMix]] = {
     "context scale": ContextScaleMix,
     "sigmoid": SigmoidMix,
 }
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return half precision as float32, and the rest as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _behind(x: Tensor, extra: Tensor) -> Tensor:

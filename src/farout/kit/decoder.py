@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farout.errors import BadInput, UnknownName
-from farout.kit._attention_variants import MIXES
+from farout.kit._attention_variants import MIXES, wide
 from farout.kit._norms import NORMS
 from farout.kit.training import seeded
 
@@ -228,8 +228,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen, bend and narrow again."""
-        wide = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
-        return self.down(wide)
+        middle = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        return self.down(middle)
 
 
 def turned(x_BHTD: Tensor) -> Tensor:
@@ -238,5 +238,5 @@ def turned(x_BHTD: Tensor) -> Tensor:
     speed = 10_000.0 ** (-torch.arange(0, D, 2, device=x_BHTD.device) / D)
     angle = torch.arange(T, device=x_BHTD.device)[:, None] * speed
     cos, sin = angle.cos(), angle.sin()
-    a, b = x_BHTD.float().chunk(2, -1)
+    a, b = wide(x_BHTD).chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x_BHTD.dtype)
