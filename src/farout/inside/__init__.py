@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from farout.cards import list_cards
 
 if TYPE_CHECKING:
+    from farout.inside.diagnosis import Finding, diagnose
+    from farout.inside.quantization_cost import Cost, quantization_costs
     from farout.inside.recorder import Recording, record
 
-__all__ = ["Recording", "record"]
+_HOME = {
+    "Recording": "recorder",
+    "record": "recorder",
+    "Cost": "quantization_cost",
+    "quantization_costs": "quantization_cost",
+    "Finding": "diagnosis",
+    "diagnose": "diagnosis",
+}
+
+__all__ = ["Cost", "Finding", "Recording", "diagnose", "quantization_costs", "record"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from farout.inside import recorder
-
-        return getattr(recorder, name)
+    if name in _HOME:
+        return getattr(import_module(f"farout.inside.{_HOME[name]}"), name)
     for card in list_cards("inside"):
         if card.attribute == name:
             return card.load()

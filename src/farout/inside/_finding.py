@@ -16,7 +16,7 @@ class Finding:
     Attributes
     ----------
     kind : str
-        Such as ``"massive activation"``: one of :data:`farout.inside.diagnose.KINDS`.
+        Such as ``"massive activation"``: one of :data:`farout.inside.diagnosis.KINDS`.
     where : str
         The site, as :func:`farout.inside.record` names it, where it is strongest.
     size : float

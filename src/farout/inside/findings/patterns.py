@@ -1,0 +1,61 @@
+"""Where outliers lie in the tensors that are multiplied: in rows (tokens), in columns (channels), or nowhere.
+
+The detector is AdaHOP's (2026, arXiv 2604.02525): the spread of the rows' variances and that of the columns', each over
+what normal values give; where one is twice the other, the tensor has that pattern. It decides what helps: a rotation
+along the channels smooths columns and does nothing for rows, whose cure is a scale of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farout.inside._accumulators import ChannelStats
+from farout.inside._finding import Finding
+from farout.inside._recording import Recording
+from farout.inside.findings._common import best_remedy, channel_sites
+from farout.inside.quantization_cost import Cost
+
+BOUND = 2.0
+LEAST = 32  # rows and columns, below which one spike decides
+_AMONG = {"column": ("rotation", "smoothquant"), "row": ("per-token scales",)}
+_WORDS = {"column": "channels (columns)", "row": "tokens (rows)"}
+
+
+def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
+    """Find the pattern that most inputs of linear maps with any pattern have, and say how many have which."""
+    patterns = {
+        site: pattern_of(stats)
+        for site, stats in channel_sites(recording, "linear")
+        if stats.tokens >= LEAST <= len(stats.count)
+    }
+    weights = [
+        pattern_of(stats)[0]
+        for _, stats in channel_sites(recording, "weight")
+        if stats.tokens >= LEAST <= len(stats.count)
+    ]
+    found = []
+    for word in ("column", "row"):
+        sites = {site: ratio for site, (pattern, ratio) in patterns.items() if pattern == word}
+        if not sites:
+            continue
+        site = max(sites, key=lambda name: sites[name])
+        says = (
+            f"The inputs of {len(sites)} of {len(patterns)} linear maps have their outliers in {_WORDS[word]}, most "
+            f"clearly '{site}'."
+        )
+        hit = [cost for cost in costs if f"{cost.layer}.in" in sites]
+        remedy, recipe, gain = best_remedy(hit, "w8a8", _AMONG[word], _AMONG[word][0])
+        counts = {kind: weights.count(kind) for kind in ("row", "column", "none")}
+        evidence = {"sites": list(sites), "ratio": sites[site], "weights": counts}
+        found.append(Finding(f"{word} pattern", site, sites[site] / BOUND, says, evidence, remedy, recipe, gain))
+    return found
+
+
+def pattern_of(stats: ChannelStats) -> tuple[str, float]:
+    """Return ``"row"``, ``"column"`` or ``"none"``, and how many times one score is the other."""
+    row, column = stats.pattern
+    if row > BOUND * column:
+        return "row", row / max(column, 1e-12)
+    if column > BOUND * row:
+        return "column", column / max(row, 1e-12)
+    return "none", 1.0
