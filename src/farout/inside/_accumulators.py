@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 _MOST_POSITIONS = 65_536  # a bound on memory; positions from here on count as the last
 _MOST_PEAKS = 32  # positions whose channel is kept
-_DROPPED_BITS = 19  # of the 23 bits of mantissa of a float32
-_BINS = 0x7F800000 >> _DROPPED_BITS  # from the bits of infinity on there are no numbers
-_CHUNK = 1 << 17  # elements that stay in a core's cache through all passes
-_LARGE = 6.0  # where LLM.int8() begins to count a value as an outlier
+DROPPED_BITS = 19  # of the 23 bits of mantissa of a float32
+BINS = 0x7F800000 >> DROPPED_BITS  # from the bits of infinity on there are no numbers
+LARGE = 6.0  # where LLM.int8() begins to count a value as an outlier
 
 
 @saved("channel_stats")
@@ -103,71 +102,36 @@ class ChannelStats:
         keep_N : bool tensor (N,), optional
             Rows that count, such as those that are no padding.
         """
-        import torch
+        from farout.inside._sums import sums_of
 
         position_N = np.minimum(np.arange(len(x_NC)) % max(period, 1), _MOST_POSITIONS - 1)
         if keep_N is not None:
             x_NC, position_N = x_NC[keep_N], position_N[keep_N.cpu().numpy()]
         if not len(x_NC):
             return cls._empty(x_NC.shape[1])
-        x_NC = (x_NC if x_NC.dtype == torch.float64 else x_NC.float()).contiguous()
-        N = len(x_NC)
-        count = np.full(x_NC.shape[1], N)
-        low, high = x_NC.amin(0), x_NC.amax(0)
-        nan = infinite = np.zeros_like(count)
-        bad_N = np.zeros(N)
-        whole = bool((low.isfinite() & high.isfinite()).all())
-        if not whole:
-            finite_NC = x_NC.isfinite()
-            nan = x_NC.isnan().sum(0).cpu().numpy()
-            count = finite_NC.sum(0).cpu().numpy()
-            infinite, bad_N = N - count - nan, (~finite_NC).sum(1).cpu().numpy()
-            low = x_NC.masked_fill(~finite_NC, torch.inf).amin(0)
-            high = x_NC.masked_fill(~finite_NC, -torch.inf).amax(0)
-            x_NC = x_NC.masked_fill(~finite_NC, 0.0)
-        shift = (x_NC.sum(0) / torch.from_numpy(np.maximum(count, 1)).to(x_NC)).nan_to_num()
-        shift = torch.where(low <= high, torch.minimum(torch.maximum(shift, low), high), 0.0)
-        if not whole:
-            x_NC = torch.where(finite_NC, x_NC, shift)  # no deviation: adds nothing to the sums of powers
-        reach = torch.where(low <= high, torch.maximum(high - shift, shift - low), 0.0).double()
-        # Powers of deviations of 1e-12, or of 1e10, leave float32. A power of two brings them near 1, without rounding.
-        unit = torch.exp2(torch.frexp(reach).exponent.clamp(-120, 120))
-        sums, peak_N, magnitude_N, histogram = _sums(x_NC, shift, unit.to(x_NC.dtype))
-        if not whole:  # the stand-ins have magnitudes, which must go again
-            clean_NC = torch.where(finite_NC, x_NC, 0.0)
-            sums[0], magnitude_N = clean_NC.abs().double().sum(0), clean_NC.abs().double().sum(1)
-            peak_N, histogram = (
-                clean_NC.abs().amax(1),
-                _sums(x_NC[finite_NC][:, None], shift[:1], unit[:1].to(shift))[-1],
-            )
-            x_NC = clean_NC
-        large = (x_NC.abs() >= _LARGE).sum(0).cpu().numpy()
-        row_sums = _row_sums(x_NC, peak_N, magnitude_N, torch.from_numpy(bad_N == 0).to(x_NC.device))
-        magnitude, *powers = sums.cpu().numpy()
-        scale = unit.double().cpu().numpy()
-        p1, p2, p3, p4 = (power * scale ** (k + 1) for k, power in enumerate(powers))
-        step = p1 / np.maximum(count, 1)  # what rounding left between the shift and the mean
-        m2 = p2 - step * p1
-        m3 = p3 - 3 * step * p2 + 2 * step**2 * p1
-        m4 = p4 - 4 * step * p3 + 6 * step**2 * p2 - 3 * step**3 * p1
-        mean = shift.double().cpu().numpy() + step
+        sums = sums_of(x_NC)
+        magnitude, *counts = sums.others
+        peak_N, magnitude_N, *_, bad_N = sums.rows
+        position_peak = np.zeros(position_N.max() + 1)
+        np.maximum.at(position_peak, position_N, peak_N)
+        top = _farthest(position_peak)
+        reached = np.flatnonzero((peak_N == position_peak[position_N]) & np.isin(position_N, top))
+        row = dict(zip(position_N[reached[::-1]].tolist(), reached[::-1].tolist()))  # the first one
+        best = x_NC[[row[p] for p in top.tolist()]].abs()
         return cls(
-            count,
-            mean,
-            np.maximum(m2, 0.0),
-            m3,
-            np.maximum(m4, 0.0),
-            low.double().cpu().numpy(),
-            high.double().cpu().numpy(),
+            sums.powers[0].astype(np.int64),
+            *sums.powers[1:],
+            *sums.extremes,
             magnitude,
-            large,
-            nan,
-            infinite,
-            row_sums,
+            *np.array(counts, np.int64),
+            _row_sums(sums.rows, x_NC.shape[1]),
             np.bincount(position_N),
             np.bincount(position_N, bad_N).astype(np.int64),
-            *_by_position(x_NC, position_N, peak_N, magnitude_N),
-            histogram.cpu().numpy()[:_BINS],
+            position_peak,
+            np.bincount(position_N, magnitude_N),
+            top,
+            best.masked_fill_(~best.isfinite(), 0.0).argmax(1).cpu().numpy(),
+            sums.histogram,
         )
 
     @classmethod
@@ -185,31 +149,23 @@ class ChannelStats:
             low=np.full(C, np.inf),
             high=np.full(C, -np.inf),
             row_sums=np.zeros(7),
-            histogram=np.zeros(_BINS, np.int64),
+            histogram=np.zeros(BINS, np.int64),
         )
 
     def merge(self, other: ChannelStats) -> ChannelStats:
-        """Return the facts about both sets of rows together (Chan, Golub, LeVeque; Pebay for the higher moments)."""
+        """Return the facts about both sets of rows together."""
         if len(self.count) != len(other.count):
             raise BadInput(f"facts about {len(self.count)} channels do not merge with those about {len(other.count)}")
-        a, b, n = self.count, other.count, np.maximum(self.count + other.count, 1)
-        step = other.mean - self.mean
-        m2 = self.m2 + other.m2 + step**2 * a * b / n
-        m3 = self.m3 + other.m3 + step**3 * (a * b / n) * ((a - b) / n) + 3 * step * (a * other.m2 - b * self.m2) / n
-        m4 = self.m4 + other.m4 + step**4 * (a * b / n) * ((a / n) ** 2 - (a / n) * (b / n) + (b / n) ** 2)
-        m4 += 6 * step**2 * ((a / n) ** 2 * other.m2 + (b / n) ** 2 * self.m2)
-        m4 += 4 * step * (a * other.m3 - b * self.m3) / n
+        mine, theirs = (np.stack([x.count, x.mean, x.m2, x.m3, x.m4]) for x in (self, other))
+        powers = joined_powers(np.stack([mine, theirs], 1))
         P = max(len(self.position_count), len(other.position_count))
         mine, theirs = _padded(self.position_peak, P), _padded(other.position_peak, P)
         channel = {p: c for p, c in zip(other.top_position.tolist(), other.top_channel.tolist())}
         channel |= {p: c for p, c in zip(self.top_position.tolist(), self.top_channel.tolist()) if mine[p] >= theirs[p]}
         top = np.array([p for p in _farthest(np.maximum(mine, theirs)).tolist() if p in channel], np.int64)
         return ChannelStats(
-            a + b,
-            self.mean + step * b / n,
-            m2,
-            m3,
-            m4,
+            self.count + other.count,
+            *powers[1:],
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.magnitude + other.magnitude,
@@ -304,7 +260,7 @@ class ChannelStats:
         if not upto[-1]:
             return float("nan")
         at = np.searchsorted(upto, max(share * upto[-1] * (1 - 1e-12), 1))
-        edges = (np.array([at, at + 1], np.uint32) << _DROPPED_BITS).view(np.float32).astype(float)
+        edges = (np.array([at, at + 1], np.uint32) << DROPPED_BITS).view(np.float32).astype(float)
         return float(min(edges[0] if at == 0 else edges.mean(), self.absmax.max()))
 
     def peaks(self, most: int = 8) -> list[tuple[float, int, int]]:
@@ -380,91 +336,54 @@ def same(a: Any, b: Any) -> bool:
     )
 
 
-def _sums(x_NC: torch.Tensor, shift: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Take all sums in one pass, in pieces that stay in the cache.
+def joined_powers(parts_5KC: np.ndarray) -> np.ndarray:
+    """Join counts, means and sums of powers of deviations over parts (Chan, Golub, LeVeque; Pebay for the higher ones).
+
+    Parameters
+    ----------
+    parts_5KC : float64 array (5, K, C)
+        Counts, means, and sums of the second to fourth powers of deviations from the mean of the part.
 
     Returns
     -------
-    sums : float64 tensor (5, C)
-        Of |x| and of the first four powers of (x - shift) / unit.
-    peak_N, magnitude_N : tensor (N,)
-        Largest |x| and sum of |x| of each row.
-    histogram : int64 tensor (4096,)
+    array (5, C)
     """
-    import torch
-
-    N, C = x_NC.shape
-    rows = min(N, max(1, _CHUNK // C)) if x_NC.device.type == "cpu" else N
-    a_RC, b_RC = x_NC.new_empty(rows, C), x_NC.new_empty(rows, C)
-    bits_RC = torch.empty(rows, C, dtype=torch.int32, device=x_NC.device)
-    peak_N, magnitude_N = x_NC.new_empty(N), x_NC.new_empty(N)
-    sums = torch.zeros(5, C, dtype=torch.float64, device=x_NC.device)
-    histogram = torch.zeros(1 << (31 - _DROPPED_BITS), dtype=torch.int64, device=x_NC.device)
-    inverse, offset = 1 / unit, -shift / unit
-    for start in range(0, N, rows):
-        chunk = x_NC[start : start + rows]
-        a, b, bits = a_RC[: len(chunk)], b_RC[: len(chunk)], bits_RC[: len(chunk)]
-        torch.abs(chunk, out=a)
-        sums[0] += a.sum(0)
-        torch.amax(a, 1, out=peak_N[start : start + rows])
-        torch.sum(a, 1, out=magnitude_N[start : start + rows])
-        torch.bitwise_right_shift(a.float().view(torch.int32), _DROPPED_BITS, out=bits)
-        histogram += torch.bincount(bits.view(-1), minlength=len(histogram))
-        torch.addcmul(offset, chunk, inverse, out=a)
-        sums[1] += a.sum(0)
-        torch.mul(a, a, out=b)
-        sums[2] += b.sum(0)
-        torch.mul(a, b, out=a)
-        sums[3] += a.sum(0)
-        torch.mul(b, b, out=b)
-        sums[4] += b.sum(0)
-    return sums, peak_N, magnitude_N, histogram
+    n, mean, m2, m3, m4 = parts_5KC
+    total = n.sum(0)
+    middle = (n * mean).sum(0) / np.maximum(total, 1)
+    step = mean - middle
+    return np.stack(
+        [
+            total,
+            middle,
+            (m2 + n * step**2).sum(0),
+            (m3 + 3 * step * m2 + n * step**3).sum(0),
+            (m4 + 4 * step * m3 + 6 * step**2 * m2 + n * step**4).sum(0),
+        ]
+    )
 
 
-def _row_sums(x_NC: torch.Tensor, peak_N: torch.Tensor, magnitude_N: torch.Tensor, keep_N: torch.Tensor) -> np.ndarray:
-    """Sum facts about the rows that are kept, in the order of ``ChannelStats.row_sums``."""
-    import torch
-
-    C = x_NC.shape[1]
-    x_NC, peak_N, magnitude_N = x_NC[keep_N], peak_N[keep_N], magnitude_N[keep_N].double()
-    unit = torch.exp2(torch.frexp(peak_N).exponent.clamp(-120, 120).to(x_NC.dtype))
-    x_NC = x_NC / unit[:, None]
-    square_NC = (x_NC - x_NC.mean(1, keepdim=True)).square()
-    m2, m4 = square_NC.sum(1).double(), square_NC.square().sum(1).double()
-    varies, lives = m2 > C * (x_NC.mean(1).double() * 1e-6).square(), magnitude_N > 0
-    variance = m2 * unit.double().square() / (C - 1) if C > 1 else torch.zeros_like(m2)
-    sums = [
-        keep_N.sum(),
-        varies.sum(),
-        lives.sum(),
-        (C * m4 / m2.square())[varies].sum(),
-        (C * peak_N / magnitude_N)[lives].sum(),
-        variance.sum(),
-        variance.square().sum(),
-    ]
-    return torch.stack([term.double() for term in sums]).cpu().numpy()
+def _row_sums(rows_7N: np.ndarray, C: int) -> np.ndarray:
+    """Add up facts about the rows that are finite, in the order of ``ChannelStats.row_sums``."""
+    peak, magnitude, mean, m2, m4, unit, _ = rows_7N[:, rows_7N[6] == 0]
+    varies, lives = m2 > C * (mean * 1e-6) ** 2, magnitude > 0  # beyond what rounding makes of equal values
+    variance = m2 * unit**2 / max(C - 1, 1)
+    return np.array(
+        [
+            len(peak),
+            varies.sum(),
+            lives.sum(),
+            (C * m4[varies] / m2[varies] ** 2).sum(),
+            (C * peak[lives] / magnitude[lives]).sum(),
+            variance.sum(),
+            (variance**2).sum(),
+        ]
+    )
 
 
 def _ratio(total: float, count: float) -> float:
     """Divide, with NaN for nothing."""
     return float(total / count) if count else float("nan")
-
-
-def _by_position(
-    x_NC: torch.Tensor, position_N: np.ndarray, peak_N: torch.Tensor, magnitude_N: torch.Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Largest |x| and sum of |x| at each position (P,); the farthest positions and their channels (at most 32,)."""
-    import torch
-
-    peaks, magnitudes = peak_N.double().cpu().numpy(), magnitude_N.double().cpu().numpy()
-    peak = np.zeros(position_N.max() + 1)
-    np.maximum.at(peak, position_N, peaks)
-    top = _farthest(peak)
-    reached = np.flatnonzero((peaks == peak[position_N]) & np.isin(position_N, top))
-    row = dict(zip(position_N[reached].tolist(), reached.tolist()))
-    top = np.array([p for p in top.tolist() if p in row], np.int64)
-    best = torch.tensor([row[p] for p in top.tolist()], device=x_NC.device)
-    return peak, np.bincount(position_N, magnitudes), top, x_NC[best].abs().argmax(1).cpu().numpy()
 
 
 def _farthest(peak: np.ndarray) -> np.ndarray:
