@@ -36,7 +36,7 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         peak = {j: max(massive[i].get(j, 0.0) for i in inside) for i in inside for j in massive[i]}
         channels = sorted(peak, key=lambda j: -peak[j])
         strongest = max(inside, key=lambda i: max(massive[i].values()))
-        layer, stats = layers[strongest]
+        stats = layers[strongest][1]
         positions = np.flatnonzero(stats.position_peak > _least(stats)).tolist()
         names = [layers[i][0].index for i in inside]
         value, median = peak[channels[0]], stats.quantile(0.5)
@@ -61,7 +61,7 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         }
         kind = "spike" if spike else "massive activation"
         size = value / _least(stats)
-        found.append(Finding(kind, layer.leaves, size, says + ".", evidence, remedy, recipe, gain))
+        found.append(Finding(kind, layers[start][0].leaves, size, says + ".", evidence, remedy, recipe, gain))
     return found
 
 

@@ -1,8 +1,10 @@
 """Where outliers lie in the tensors that are multiplied: in rows (tokens), in columns (channels), or nowhere.
 
 The detector is AdaHOP's (2026, arXiv 2604.02525): the spread of the rows' variances and that of the columns', each over
-what normal values give; where one is twice the other, the tensor has that pattern. It decides what helps: a rotation
-along the channels smooths columns and does nothing for rows, whose cure is a scale of their own.
+what normal values give; where one is twice the other, the tensor has that pattern. It must also be twice what normal
+values give, which AdaHOP does not ask: rows that come from a norm all have the same variance, and then the ratio alone
+would find columns in anything. The pattern decides what helps: a rotation along the channels smooths columns and does
+nothing for rows, whose cure is a scale of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from farout.inside.findings._common import best_remedy, channel_sites
 from farout.inside.quantization_cost import Cost
 
 BOUND = 2.0
+LOUD = 10.0  # score from which on a pattern is worth a finding; channels differ somewhat in any model
 LEAST = 32  # rows and columns, below which one spike decides
 _AMONG = {"column": ("rotation", "smoothquant"), "row": ("per-token scales",)}
 _WORDS = {"column": "channels (columns)", "row": "tokens (rows)"}
@@ -35,10 +38,10 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
     ]
     found = []
     for word in ("column", "row"):
-        sites = {site: ratio for site, (pattern, ratio) in patterns.items() if pattern == word}
-        if not sites:
+        sites = {site: score for site, (pattern, score) in patterns.items() if pattern == word}
+        site = max(sites, key=lambda name: sites[name], default="")
+        if not sites or sites[site] < LOUD:
             continue
-        site = max(sites, key=lambda name: sites[name])
         says = (
             f"The inputs of {len(sites)} of {len(patterns)} linear maps have their outliers in {_WORDS[word]}, most "
             f"clearly '{site}'."
@@ -46,16 +49,16 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         hit = [cost for cost in costs if f"{cost.layer}.in" in sites]
         remedy, recipe, gain = best_remedy(hit, "w8a8", _AMONG[word], _AMONG[word][0])
         counts = {kind: weights.count(kind) for kind in ("row", "column", "none")}
-        evidence = {"sites": list(sites), "ratio": sites[site], "weights": counts}
-        found.append(Finding(f"{word} pattern", site, sites[site] / BOUND, says, evidence, remedy, recipe, gain))
+        evidence = {"sites": list(sites), "score": sites[site], "weights": counts}
+        found.append(Finding(f"{word} pattern", site, sites[site] / LOUD, says, evidence, remedy, recipe, gain))
     return found
 
 
 def pattern_of(stats: ChannelStats) -> tuple[str, float]:
-    """Return ``"row"``, ``"column"`` or ``"none"``, and how many times one score is the other."""
+    """Return ``"row"``, ``"column"`` or ``"none"``, and the larger score, in times of what normal values give."""
     row, column = stats.pattern
-    if row > BOUND * column:
-        return "row", row / max(column, 1e-12)
-    if column > BOUND * row:
-        return "column", column / max(row, 1e-12)
-    return "none", 1.0
+    if row > BOUND * max(column, 1.0):
+        return "row", row
+    if column > BOUND * max(row, 1.0):
+        return "column", column
+    return "none", max(row, column)
