@@ -99,7 +99,7 @@ def test_a_massive_activation_is_found_at_its_channel_position_and_layers():
     assert one.evidence["layers"] == [1, 2]
     assert one.evidence["peaks"][0] == pytest.approx(30_000, rel=1e-3)
     assert one.evidence["share of tokens"] == pytest.approx(1 / T, rel=0.01)
-    assert "layer 1 writes it, and layer 3 takes the last away" in one.says
+    assert "layer 1 writes it, and from layer 3 on none is left" in one.says
     assert one.recipe == "rtn"
     assert one.gain is None
 

@@ -175,7 +175,7 @@ class _Costs:
         self.samples = 0
         self.scale = 0.0  # what divergences are relative to
         self.last: dict[int, str] = {}  # outputs of the running batch, by identity
-        self.head = ""
+        self.head: str | None = None
 
     def run(self, batch: Any, forward: Callable[[Any, Any], Any]) -> int:
         """Run one batch; return its number of tokens or samples."""
@@ -189,10 +189,10 @@ class _Costs:
             for weight in self.model.parameters():
                 weight.requires_grad_(False)  # gradients are wanted of what passes, not of the weights
             with ExitStack() as stack, torch.enable_grad():
+                stack.callback(self._grow().remove)
                 for name, site in self.maps.items():
                     hook = site.module.register_forward_hook(self._hook(name, site, mask))
                     stack.callback(hook.remove)
-                stack.callback(self._grow().remove)
                 self.last.clear()
                 output = forward(self.model, batch)
                 self.head = self.last.get(id(_logits(output)), self.head)

@@ -49,7 +49,7 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         )
         if not spike:
             says += f"; layer {names[0]} writes {'it' if len(channels) == 1 else 'them'}"
-            says += f", and layer {names[-1] + 1} takes the last away" if end + 1 < len(layers) else ""
+            says += f", and from layer {names[-1] + 1} on none is left above the bound" if end + 1 < len(layers) else ""
         remedy, recipe, gain = best_remedy(costs, "w8a8", _AMONG, "per-token scales")
         evidence = {
             "channels": channels,
