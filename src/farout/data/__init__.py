@@ -6,6 +6,7 @@ from farout.data._dataset import Dataset
 from farout.data._find import DataMissing, find
 from farout.data._macrodata import macrodata_manifest, macrodata_names, read_split, split_facts
 from farout.data._sets import adbench_names, load, names
+from farout.data.samples import sample_images, sample_texts
 
 __all__ = [
     "DataMissing",
@@ -17,5 +18,7 @@ __all__ = [
     "macrodata_names",
     "names",
     "read_split",
+    "sample_images",
+    "sample_texts",
     "split_facts",
 ]
