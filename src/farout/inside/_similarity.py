@@ -56,11 +56,12 @@ class Geometry:
             raise BadInput(f"features are rows (n, d) of at least 4 samples, not of shape {X.shape}")
         if not np.isfinite(X).all():
             raise BadInput(f"row {int((~np.isfinite(X).all(axis=1)).argmax())} of the features is not finite")
-        reach = np.abs(X).max(axis=0)
+        X = X * np.exp2(
+            -np.frexp(np.abs(X).max())[1]
+        )  # squares neither overflow nor vanish, and equal distances stay equal
+        X = X[:, np.ptp(X, axis=0) > CONSTANT * np.abs(X).max(axis=0)]
+        distances = pdist(X) if X.shape[1] else np.zeros(len(X) * (len(X) - 1) // 2)
         X = X - X.mean(axis=0)
-        X[:, np.abs(X).max(axis=0) <= CONSTANT * reach] = 0.0
-        X = X / (np.abs(X).max() or 1.0)  # so that squares neither overflow nor vanish
-        distances = pdist(X)
         order = np.argsort(distances, kind="stable")
         ordered = distances[order]
         plain = X @ X.T

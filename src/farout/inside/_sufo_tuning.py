@@ -127,7 +127,7 @@ def fine_tune(
     rng = np.random.default_rng(seed)
     steps = epochs * math.ceil(len(train) / batch_size)
     history: list[float] = []
-    best: dict[str, torch.Tensor] = {}
+    best: dict[str, Any] = {}
     with frozen_to(model, frozen), seeded(seed):
         optimizer = torch.optim.AdamW(_groups(model), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
