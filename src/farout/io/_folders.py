@@ -130,7 +130,7 @@ def open_folder(folder: Path, file: Path | None, dtype: torch.dtype) -> tuple[nn
     ------
     BadInput
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     raw = read_config(folder)
@@ -142,13 +142,11 @@ def open_folder(folder: Path, file: Path | None, dtype: torch.dtype) -> tuple[nn
             f"'{folder / 'config.json'}' names the model type '{kind}', which transformers does not know; "
             f"{nearest(kind, CONFIG_MAPPING_NAMES)}; {_NEWER}"
         )
+    how: dict[str, Any] = {"local_files_only": True, "weights_only": True}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         cls = model_class(config, folder)
         if file is None:
-            how: dict[str, Any] = {"local_files_only": True, "weights_only": True, "trust_remote_code": False}
-            if cls.__name__ != "AutoModel":
-                del how["trust_remote_code"]
             model, info = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **how)
         else:
             from safetensors.torch import load_file
@@ -167,6 +165,11 @@ def open_folder(folder: Path, file: Path | None, dtype: torch.dtype) -> tuple[nn
             ) from error
         raise BadInput(f"transformers cannot load '{folder}': {' '.join(str(error).split())[:400]}") from error
     notes = []
+    if info["missing_keys"] and cls.__name__ != "AutoModel" and file is None:
+        bare, rest = AutoModel.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **how)
+        if not rest["missing_keys"]:
+            notes.append(f"the head of '{cls.__name__}' is not in the file: the model is opened without it")
+            model, info = bare, rest
     lost, odd = sorted(info["missing_keys"]), sorted(info["mismatched_keys"], key=str)
     if lost or odd:
         first = lost[0] if lost else odd[0][0]

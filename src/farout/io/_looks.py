@@ -56,6 +56,10 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
     tables = [part.num_embeddings for part in parts if isinstance(part, nn.Embedding)]
     if said["vocabulary"] is None and tables:
         said["vocabulary"] = tables[0]
+    for part in parts:  # some count positions from behind the one of padding
+        if isinstance(part, nn.Embedding) and part.num_embeddings == said["positions"] and part.padding_idx is not None:
+            said["positions"] -= part.padding_idx + 1
+            break
     if said["layers"] is None:
         rows = [len(part) for part in parts if isinstance(part, nn.ModuleList)]
         said["layers"] = max(rows, default=None)

@@ -145,13 +145,13 @@ class OpenModel:
         """Pad token ids to one length."""
         import torch
 
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        longest, config = max(map(len, rows)), getattr(self.model, "config", None)
+        pad = getattr(config, "pad_token_id", None) or 0
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         if not self.keywords:
             return ids
         batch = {"input_ids": ids, "attention_mask": mask}
-        config = getattr(self.model, "config", None)
         return batch | ({"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {})
 
     def _images(self, images: Sequence[Any]) -> Any:
