@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SufoReport = Any  # farout.inside.sufo.SufoReport; a page needs its numbers, not the room
 MARKS = 2000  # samples in a plane
 LISTED = 50  # outliers in the table
+GAP = 0.03  # between panels, of the figure
 WORDS = {"first": "first token", "mean": "mean over tokens"}
 
 
@@ -117,17 +118,17 @@ def _probes(report: SufoReport) -> Section:
         if report.tuned is not None:
             dotted = {"color": "var(--accent)", "dash": "dot", "width": 1.5}
             f1 = float(report.tuned.mean())
-            at = {"x0": 0, "x1": 1, "xref": f"x{axis} domain", "y0": f1, "y1": f1, "yref": f"y{axis}"}
-            shapes.append({"type": "line", "line": dotted} | at)
+            at = {"x0": 0, "x1": 1, "y0": f1, "y1": f1}
+            shapes.append({"type": "line", "line": dotted, "xref": f"x{axis} domain", "yref": f"y{axis}"} | at)
     low = min(float(table.min()) for table in report.macro.values())
     layout = _side_by_side(report, "macro-F1", [max(0, low - 0.05), 1.01])
     body = figure({"data": data, "layout": layout | {"shapes": shapes}}, "Macro-F1 of probes by layer and stage")
-    head = ("Class", "Probe, last layer, before", "Probe, last layer, after")
-    f1 = report.probes[report.poolings[0]]
-    rows = [(name, f"{f1[0, -1, c]:.3f}", f"{f1[-1, -1, c]:.3f}") for c, name in enumerate(report.classes)]
+    columns = [report.probes[report.poolings[0]][at, -1] for at in (0, -1)]
+    head = ["Class", "Probe, last layer, before", "Probe, last layer, after"]
     if report.tuned is not None:
-        head += ("The model's own head",)
-        rows = [(*row, f"{report.tuned[c]:.3f}") for c, row in enumerate(rows)]
+        columns.append(report.tuned)
+        head.append("The model's own head")
+    rows = [(name, *(f"{f1[c]:.3f}" for f1 in columns)) for c, name in enumerate(report.classes)]
     body += table(head, rows, label="F1 by class", numbers=head[1:])
     intro = "Macro-F1 of a linear probe on frozen features. "
     intro += "" if report.tuned is None else "The dotted line is the model's own head at the last stage. "
@@ -136,66 +137,63 @@ def _probes(report: SufoReport) -> Section:
 
 def _dynamics(report: SufoReport) -> Section:
     """The samples in the plane of the last stage, a small picture a stage, outliers ringed."""
-    shown = sorted({round(at) for at in np.linspace(0, len(report.stages) - 1, min(6, len(report.stages)))})
-    n = len(report.y)
+    shown = sorted({round(at) for at in np.linspace(0, len(report.stages) - 1, min(6, len(report.stages))).tolist()})
     kept = report.outliers.flagged.copy()
-    rng = np.random.default_rng(0)
-    kept[rng.permutation(n)[: max(0, MARKS - int(kept.sum()))]] = True
+    kept[np.random.default_rng(0).permutation(len(kept))[: max(0, MARKS - int(kept.sum()))]] = True
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
-    data, layout = [], {"height": 320 * lines, "showlegend": True, "hovermode": "closest", "annotations": []}
-    for place, stage in enumerate(shown):
-        axis = "" if place == 0 else str(place + 1)
-        column, line = place % columns, place // columns
-        for c, name in enumerate(report.classes):
-            for far in (False, True):
-                rows = np.flatnonzero(kept & (report.y == c) & (report.outliers.flagged == far))
-                marker = {"color": COLOURS[min(c, len(COLOURS) - 1)], "size": 7 if far else 4}
-                marker |= {"symbol": "circle-open", "line": {"width": 1.6}} if far else {"opacity": 0.5}
-                data.append(
-                    {
-                        "type": "scatter",
-                        "mode": "markers",
-                        "name": plain(name, 24) + (", outlier" if far else ""),
-                        "legendgroup": f"{c} {far}",
-                        "showlegend": place == 0 and len(rows) > 0,
-                        "x": report.places[stage, rows, 0],
-                        "y": report.places[stage, rows, 1],
-                        "xaxis": f"x{axis}",
-                        "yaxis": f"y{axis}",
-                        "marker": marker,
-                        "text": [_hover(report, row) for row in rows],
-                        "hovertemplate": "%{text}<extra></extra>",
-                    }
-                )
-        gap = 0.03
-        bare = {
-            "zeroline": False,
-            "showticklabels": False,
-            "showgrid": False,
-            "showline": True,
-            "linecolor": "var(--rule)",
-        }
-        wide = [column / columns + gap / 2, (column + 1) / columns - gap / 2]
-        high = [1 - (line + 1) / lines + gap, 1 - line / lines - 3 * gap]
-        layout[f"xaxis{axis}"] = bare | {"domain": wide, "anchor": f"y{axis}", "mirror": True}
-        layout[f"yaxis{axis}"] = bare | {"domain": high, "anchor": f"x{axis}", "mirror": True}
-        words = f"{plain(report.stages[stage], 30)}<br>silhouette {report.silhouette[stage]:.2f}"
-        words += f", probe {report.linear[stage]:.2f}"
-        layout["annotations"].append(
-            {"x": wide[0], "y": high[1], "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-            | {"text": words, "showarrow": False, "align": "left", "font": {"size": 12.5}}
-        )
-    layout |= {
+    bare = dict.fromkeys(("zeroline", "showticklabels", "showgrid"), False)
+    framed = bare | {"showline": True, "mirror": True, "linecolor": "var(--rule)"}
+    layout: dict[str, Any] = {
+        "height": 320 * lines,
+        "showlegend": True,
+        "hovermode": "closest",
         "margin": {"l": 8, "r": 8, "t": 16, "b": 8},
         "legend": {"orientation": "h", "y": -0.02, "itemsizing": "constant"},
+        "annotations": [],
     }
+    data: list[dict[str, Any]] = []
+    for place, stage in enumerate(shown):
+        axis = "" if place == 0 else str(place + 1)
+        line, column = divmod(place, columns)
+        wide = [column / columns + GAP / 2, (column + 1) / columns - GAP / 2]
+        high = [1 - (line + 1) / lines + GAP, 1 - line / lines - 3 * GAP]
+        layout[f"xaxis{axis}"] = framed | {"domain": wide, "anchor": f"y{axis}"}
+        layout[f"yaxis{axis}"] = framed | {"domain": high, "anchor": f"x{axis}"}
+        words = f"silhouette {report.silhouette[stage]:.2f}, probe {report.linear[stage]:.2f}"
+        layout["annotations"].append(_title(f"{plain(report.stages[stage], 30)}<br>{words}", wide[0], high[1]))
+        axes = {"xaxis": f"x{axis}", "yaxis": f"y{axis}", "showlegend": place == 0}
+        data += [marks | axes for marks in _marks(report, stage, kept)]
     intro = (
         f"Samples along the first two principal axes of the last layer at ‘{report.stages[-1]}’; earlier stages are "
         "laid on the same axes. Rings: outliers of the last stage. The silhouette says how apart the classes are in "
         "the plane (at most 1), the probe is the balanced accuracy of a linear one in it."
     )
     return Section("How the classes part", figure({"data": data, "layout": layout}, "Dynamics by stage"), intro)
+
+
+def _marks(report: SufoReport, stage: int, kept: np.ndarray) -> list[dict[str, Any]]:
+    """The samples of a stage, by class: the usual ones as dots, the outliers as rings."""
+    marks = []
+    for c, name in enumerate(report.classes):
+        for far in (False, True):
+            rows = np.flatnonzero(kept & (report.y == c) & (report.outliers.flagged == far))
+            ring = {"symbol": "circle-open", "size": 7, "line": {"width": 1.6}}
+            marker = {"color": COLOURS[min(c, len(COLOURS) - 1)], "size": 4} | (ring if far else {"opacity": 0.5})
+            marks.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": plain(name, 24) + (", outlier" if far else ""),
+                    "legendgroup": f"{c} {far}",
+                    "x": report.places[stage, rows, 0],
+                    "y": report.places[stage, rows, 1],
+                    "marker": marker,
+                    "text": [_hover(report, row) for row in rows.tolist()],
+                    "hovertemplate": "%{text}<extra></extra>",
+                }
+            )
+    return [one for one in marks if len(one["x"])]
 
 
 def _axes(report: SufoReport) -> Section:
@@ -287,12 +285,25 @@ def _side_by_side(report: SufoReport, y: str, span: list[float]) -> dict[str, An
         layout[f"xaxis{axis}"] = {"domain": wide, "anchor": f"y{axis}", "type": "category", "showgrid": False}
         layout[f"xaxis{axis}"] |= {"range": [-0.5, ticks - 0.5]}
         layout[f"yaxis{axis}"] = {"range": span, "anchor": f"x{axis}", "zeroline": False}
-        layout["annotations"].append(
-            {"x": wide[0], "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-            | {"text": title, "showarrow": False}
-        )
+        layout["annotations"].append(_title(title, wide[0], 1.0))
     layout["yaxis"]["title"] = {"text": y}
     return layout
+
+
+def _title(text: str, x: float, y: float) -> dict[str, Any]:
+    """Words over the left corner of a panel."""
+    return {
+        "text": text,
+        "x": x,
+        "y": y,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "align": "left",
+        "showarrow": False,
+        "font": {"size": 12.5},
+    }
 
 
 def _line(name: str, x: list[str], y: np.ndarray, colour: str) -> dict[str, Any]:
