@@ -6,13 +6,15 @@ what rounding each linear map costs, and what remedies leave of it; then both ar
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from farout.errors import BadInput
+from farout.errors import BadInput, nearest
 from farout.inspecting._changes import Change
+from farout.inspecting._costs import ENERGY
 from farout.inspecting._inspection import Inspection
 from farout.inspecting._samples import sample_for
 from farout.kit.training import device_named, torch_or_say
@@ -128,13 +130,19 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
         tell("opening", 1.0)
         took("opening")
         unit = _LossUnit()
-        recording = record(opened.model, _told(batches, tell), what=WHAT, forward=unit.forward)
+        hook = opened.model.register_forward_hook(unit.see)
+        try:
+            recording = record(opened.model, _told(batches, tell), what=WHAT)
+        finally:
+            hook.remove()
         took("recording")
         few = _one_by_one(batches) if opened.takes == "tokens" else batches  # a few hundred tokens are enough
         costs = quantization_costs(opened.model, few, seed=seed, progress=lambda done: tell("rounding", done))
         took("rounding")
         tell("reading", 0.0)
-        findings = diagnose(recording, costs)
+        known = [cost for cost in costs if all(map(math.isfinite, cost.errors.values()))]
+        findings = diagnose(recording, known)
+        lost = len(costs) - len(known)
         tell("reading", 1.0)
         took("reading")
     return Inspection(
@@ -147,7 +155,7 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
         causal=opened.causal,
         tokens=_pieces(opened, batches),
         loss_unit=unit.name,
-        notes=list(dict.fromkeys([*opened.notes, *sample.notes, *recording.notes])),
+        notes=list(dict.fromkeys([*opened.notes, *sample.notes, *recording.notes, *_lost(lost)])),
         settings={
             "model": str(model) if isinstance(model, str | os.PathLike) else type(opened.model).__name__,
             "data": sample.source,
@@ -160,15 +168,25 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
 
 
 def _open(model: Any, settings: dict[str, Any], name: str | None) -> OpenModel:
-    """Open a model by its name, or take a module as it is."""
+    """Open a model by its name or path, or take a module as it is."""
     from dataclasses import replace
 
+    from farout.data.pretrained import pretrained, pretrained_names
     from farout.io.models import OpenModel, open_model
 
     if isinstance(model, OpenModel):
         opened = model
     else:
-        opened = open_model(model, tokenizer=settings["tokenizer"], device=settings["device"])
+        source = model
+        if model in pretrained_names():
+            source, name = pretrained(model), name or model
+        elif isinstance(model, str) and "." not in model and ":" not in model and not os.path.exists(model):
+            raise BadInput(
+                f"there is no folder '{model}' and no packaged model of that name "
+                f"({nearest(model, pretrained_names())}); give a folder of transformers, a .gguf, .safetensors or "
+                ".onnx file, timm:NAME or py:EXPRESSION"
+            )
+        opened = open_model(source, tokenizer=settings["tokenizer"], device=settings["device"])
     return replace(opened, name=name) if name else opened
 
 
@@ -178,6 +196,15 @@ def _told(batches: list[Any], tell: Progress) -> Iterator[Any]:
         tell("recording", place / len(batches))
         yield batch
     tell("recording", 1.0)
+
+
+def _lost(maps: int) -> list[str]:
+    """Say of how many linear maps the cost is not known."""
+    return (
+        [f"the output of {maps:,} linear maps holds values that are no numbers; their cost is not known"]
+        if maps
+        else []
+    )
 
 
 def _one_by_one(batches: list[Any]) -> Iterator[Any]:
@@ -190,22 +217,15 @@ def _one_by_one(batches: list[Any]) -> Iterator[Any]:
 
 
 class _LossUnit:
-    """Learns from a model's output in what unit a rise of its loss is predicted."""
+    """Learns from what a model gives in what unit a rise of its loss is predicted."""
 
     name = ""
 
-    def forward(self, model: Any, batch: Any) -> Any:
-        """Run a batch in the usual way."""
-        from farout.inside.quantization_cost import _logits
-        from farout.inside.recorder import _call
-
-        output = _call(model, batch)
-        logits = _logits(output)
-        if getattr(logits, "ndim", 0) > 1:
-            self.name = "nats a token" if logits.ndim > 2 else "nats a sample"
-        else:
-            self.name = "of the output's energy"
-        return output
+    def see(self, model: Any, args: Any, output: Any) -> None:
+        """Look at an output; logits by name are those of tokens or of whole samples."""
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        words = {2: "nats a sample", 3: "nats a token"}
+        self.name = words.get(getattr(logits, "ndim", 0), ENERGY)
 
 
 def _pieces(opened: OpenModel, batches: list[Any]) -> list[list[str]]:

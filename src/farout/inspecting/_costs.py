@@ -9,6 +9,7 @@ import polars as pl
 from farout.inside._finding import Finding
 
 PLAIN = "plain"
+ENERGY = "of the output's energy"  # the unit where a model has no logits
 BREAKS = 3.0  # nats, beyond which a prediction to first order says only that much
 SCHEMES = {
     "w8a8": "8 bits, one scale for each activation tensor",
@@ -74,20 +75,24 @@ def verdict(name: str, findings: list[Finding], recipes: pl.DataFrame, unit: str
 def _cost_sentence(scheme: str, plain: dict[str, Any], best: dict[str, Any] | None, unit: str) -> str:
     """Say what plain rounding costs, and what the best remedy leaves of it."""
     what = f"Plain rounding to {SCHEMES[scheme]} ({scheme})"
-    if plain["loss"] is not None and unit.startswith("nats"):
-        cost = f"{what} {_rise(plain['loss'], unit)}"
-        rest = "" if best is None else f"; with {best['recipe']} it {_rise(best['loss'], unit)}"
-    elif plain["mean"] is not None:
-        cost = f"{what} changes the output of a linear map by {100 * plain['mean']:.2g} % of its energy on average"
-        rest = "" if best is None else f"; with {best['recipe']} by {100 * best['mean']:.2g} %"
-    else:
+    by = "loss" if plain["loss"] is not None else "mean"
+    if plain[by] is None:
         return f"{what} has no cost that can be told."
-    return cost + rest + "."
+    saved = best is not None and best[by] <= BREAKS
+    if by == "mean":
+        said = f"changes the output of a linear map by {_amount(plain[by], ENERGY)} of its energy on average"
+    elif plain[by] > BREAKS:
+        said = "is predicted to break the model"
+    elif unit == ENERGY:
+        said = f"is predicted to change the model's output by {_amount(plain[by], unit)} of its energy"
+    else:
+        said = f"is predicted to cost {_amount(plain[by], unit)}"
+    left = f"; with {best['recipe']} {_amount(best[by], ENERGY if by == 'mean' else unit)}" if best and saved else ""
+    return f"{what} {said}{left}."
 
 
-def _rise(loss: float, unit: str) -> str:
-    """Say a predicted rise of the loss in words; far out it is no number any more."""
-    return f"is predicted to cost {loss:.2g} {unit}" if loss <= BREAKS else "is predicted to break the model"
+def _amount(value: float, unit: str) -> str:
+    return f"{100 * value:.2g} %" if unit == ENERGY else f"{value:.2g} {unit}"
 
 
 def _whole(sentence: str) -> str:

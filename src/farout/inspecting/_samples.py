@@ -83,10 +83,16 @@ def _builtin(opened: OpenModel, samples: int) -> Sample:
     from farout.data.samples import sample_images, sample_texts
 
     if opened.takes == "tokens":
-        return Sample("the sample texts of farout", sample_texts()[:samples])
+        return Sample("the sample texts of farout", _spread(sample_texts(), samples))
     if opened.takes == "pixels":
-        return Sample("the sample images of farout", sample_images()[:samples])
+        return Sample("the sample images of farout", _spread(sample_images(), samples))
     raise BadInput(f"'{opened.name}' takes features, of which farout has no sample; give some with --data FILE.npy")
+
+
+def _spread(items: list[Any], most: int) -> list[Any]:
+    """Choose from all over a list, since its neighbours are alike."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[place] for place in places]
 
 
 def _read(path: Path, takes: str, samples: int) -> Any:

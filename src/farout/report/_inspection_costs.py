@@ -28,9 +28,7 @@ def recipes(found: Any) -> list[Section]:
     by = "loss" if summed["loss"].null_count() == 0 else "mean"
     known = {(row["scheme"], row["recipe"]): row for row in summed.iter_rows(named=True)}
     schemes = summed["scheme"].unique(maintain_order=True).to_list()
-    best = {
-        scheme: min((row[by] for (of, _), row in known.items() if of == scheme), default=None) for scheme in schemes
-    }
+    best = dict(summed.group_by("scheme").agg(pl.col(by).min()).iter_rows())
     rows = [
         {
             "recipe": "plain rounding" if recipe == PLAIN else recipe,
@@ -40,7 +38,11 @@ def recipes(found: Any) -> list[Section]:
         for recipe in summed["recipe"].unique(maintain_order=True).to_list()
     ]
     if by == "loss":
-        what = f"the predicted rise of the loss, {found.loss_unit}, all maps together"
+        energy = not found.loss_unit.startswith("nats")
+        what = (
+            "the predicted change of the model's output over its energy" if energy else "the predicted rise of the loss"
+        )
+        what += ", all maps together" if energy else f" in {found.loss_unit}, all maps together"
         small = "Small: the error of a map's output over its energy, mean and median of the maps."
     else:
         what = "the error of a linear map's output over the output's energy, mean of the maps"

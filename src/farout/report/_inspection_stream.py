@@ -51,7 +51,7 @@ def heat_maps(found: Any) -> list[Section]:
     rows = layer_ticks(names) | BARE | {"autorange": "reversed"}
     layout = {
         "height": int(2 * height + 44 + 122),
-        "margin": {"l": 64, "r": 16, "t": 74, "b": 48},
+        "margin": {"l": 64, "r": 16, "t": 74 if outlier_channels(peaks) else 32, "b": 48},
         "xaxis": {"title": {"text": "channel"}, "range": [-step / 2, width - step / 2], "anchor": "y2"} | BARE,
         "yaxis": {"title": {"text": "layer"}, "domain": [0.5 + gap / 2, 1]} | rows,
         "yaxis2": {"title": {"text": "layer"}, "domain": [0, 0.5 - gap / 2]} | rows,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 Inspection = Any  # farout.inspecting.Inspection, which stands above this room and so is not imported
+FACTS = ("architecture", "parameters", "layers", "width", "stored")  # above everything else; the rest below it
 WEIGHTS = 12  # matrices in the table of weights
 
 
@@ -70,9 +71,9 @@ def _lead(found: Inspection) -> Markup:
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:
     """Collect what a reader wants to know of the model before anything else."""
-    facts = [(str(name).capitalize(), _short(value)) for name, value in found.facts.items() if value is not None]
-    read = found.settings.get("read")
-    return [*facts[:7], ("Read", str(read))] if read else facts[:8]
+    known = [(name.capitalize(), found.facts[name]) for name in FACTS if found.facts.get(name) is not None]
+    known += [("Read", found.settings["read"])] if "read" in found.settings else []
+    return [(name, _short(value)) for name, value in known]
 
 
 def _short(value: Any) -> str:
