@@ -1,10 +1,10 @@
-"""``farout score``: the rows of a table that are far out, with reasons, as a list, a file and a page."""
+"""``farout score``: rows of a table, or texts, that are far out, with reasons, as a list, a file and a page."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from farout.cli._common import (
 if TYPE_CHECKING:
     from farout.kit.columns import Columns
     from farout.scoring import Result
+    from farout.scoring.texts import TextResult
 
 Data = Annotated[
     str,
@@ -72,12 +73,28 @@ def score(
     scheduler: Scheduler = None,
     as_: As = None,
     encoding: Encoding = "utf-8",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A causal language model that reads texts: a folder, a .gguf file, or a packaged one's name."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score the rows of a table: the farthest out on stdout, all in a file, and a page to look at."""
+    """Score the rows of a table, or texts with a model: the farthest out on stdout, all in a file, and a page."""
+    from farout.cards import find
     from farout.errors import BadInput
     from farout.scoring import score as score_table
 
+    if model is not None:
+        if saved or leave_out or engine != "auto" or scheduler:
+            raise BadInput(
+                "--model reads texts, so --with, --leave-out, --engine and --scheduler have no place beside it"
+            )
+        _score_texts(data, model, method, fit_on, rate, top, output, set_, kind, seed, as_, encoding, quiet)
+        return
+    if method is not None and find(method).room == "text":
+        raise BadInput(f"'{find(method).slug}' reads texts with a language model: say which one with --model")
     if saved and (method or fit_on or set_ or kind or leave_out):
         raise BadInput(
             "--with scores by a saved detector, so --method, --fit-on, --set, --kind and --leave-out have no place "
@@ -103,8 +120,59 @@ def score(
             name=name,
             progress=report,
         )
-    result.settings["command"] = ["farout", *sys.argv[1:]]
     talk(described(result.columns, present(source)), quiet)
+    _deliver(result, name, output, top, quiet)
+
+
+def _score_texts(
+    data: str,
+    model: str,
+    method: str | None,
+    fit_on: str | None,
+    rate: float | None,
+    top: int,
+    output: list[Path],
+    set_: list[str],
+    kind: list[str],
+    seed: int,
+    as_: str | None,
+    encoding: str,
+    quiet: bool,
+) -> None:
+    """Score texts with a language model."""
+    from farout.errors import BadInput
+    from farout.scoring.texts import DEFAULT, score_texts
+
+    kinds = assignments(kind, "--kind")
+    if len(kinds) > 1 or set(kinds.values()) - {"text"}:
+        raise BadInput("beside --model, --kind names the column that holds the texts: --kind NAME=text")
+    check_outputs(output)
+    source, normal = (_texts(one, as_, encoding) if one else None for one in (data, fit_on))
+    name = getattr(source, "name", Path(data).stem)
+    with progress(quiet) as report:
+        result = score_texts(
+            source,
+            model,
+            method or DEFAULT,
+            column=next(iter(kinds), None),
+            fit_on=normal,
+            rate=rate,
+            parameters=parameters(set_),
+            seed=seed,
+            name=name,
+            progress=report,
+        )
+    _deliver(result, name, output, top, quiet)
+
+
+def _texts(data: str, as_: str | None, encoding: str) -> Any:
+    """Open texts: a text a line, or a table with a column of them."""
+    return data if as_ is None and Path(data).suffix.lower() == ".txt" else table(data, as_, encoding)
+
+
+def _deliver(result: Result | TextResult, name: str, output: list[Path], top: int, quiet: bool) -> None:
+    """Write what was asked for, then print."""
+    result.settings["command"] = ["farout", *sys.argv[1:]]
     paths = [path for path in output if str(path) != "-"]
     if not output:
         paths = [Path(f"{name}.farout.html"), Path(f"{name}.farout.parquet")]
@@ -139,17 +207,18 @@ def described(columns: Columns, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _print_top(result: Result, most: int) -> None:
+def _print_top(result: Result | TextResult, most: int) -> None:
     """Print the rows farthest out; one line each where stdout is no terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     rang = int(result.alarms.sum())
+    what, whole = ("texts", "file") if hasattr(result, "texts") else ("rows", "table")
     meaning = (
-        f"p-values against held-out normal rows: at most {100 * result.rate:.3g} % of normal rows ring"
+        f"p-values against held-out normal {what}: at most {100 * result.rate:.3g} % of normal {what} ring"
         if result.calibrated
-        else f"ranks within the table: {100 * result.rate:.3g} % of the rows are above the line by construction; "
+        else f"ranks within the {whole}: {100 * result.rate:.3g} % of the {what} are above the line by construction; "
         "give --fit-on NORMAL for a test"
     )
     rows = Table(box=None, pad_edge=False, header_style="bold")
@@ -159,5 +228,5 @@ def _print_top(result: Result, most: int) -> None:
         # Text, not markup: values may hold brackets
         rows.add_row(f"{row:,}", f"{value:.3f}", f"{p:.2g}", Text("*" if alarm else "", "red"), Text(why))
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(f"{result.card.name}: {len(result.scores):,} rows, {rang:,} above the line (*). {meaning}")
+    console.print(f"{result.card.name}: {len(result.scores):,} {what}, {rang:,} above the line (*). {meaning}")
     console.print(rows)

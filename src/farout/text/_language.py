@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from farout.errors import BadInput
+from farout.kit.training import device_named, torch_or_say
 
 LINE_END = 10  # the byte before a text, where tokens are bytes
 
@@ -55,36 +56,45 @@ def language_of(model: Any, tokenizer: Any = None) -> Language:
     Parameters
     ----------
     model : str, Path, OpenModel or torch.nn.Module
-    tokenizer : object or "bytes", optional
-        Of a module.
+    tokenizer : str, Path, object or "bytes", optional
+        The model's own where it is not given.
 
     Raises
     ------
     BadInput
         There is no tokenizer, or what was opened is no causal language model.
     """
+    torch_or_say("reading texts with a language model")
     if isinstance(model, str | Path):
+        from farout.data.pretrained import pretrained, pretrained_names
         from farout.io.models import open_model
 
-        model = open_model(model)
+        source = pretrained(str(model)) if str(model) in pretrained_names() else model
+        elsewhere = tokenizer if isinstance(tokenizer, Path) or tokenizer not in (None, "bytes") else None
+        model = open_model(source, tokenizer=elsewhere, device=str(device_named("auto")))
+        tokenizer = tokenizer if elsewhere is None else None
     name = getattr(model, "name", type(model).__name__)
     if not callable(getattr(model, "forward", None)):  # an OpenModel
         if not model.causal:
-            raise BadInput(f"'{name}' is no causal language model (it takes {model.takes}), and gives no likelihood")
-        model, tokenizer = model.model, model.tokenizer
+            kind = model.facts.get("architecture")
+            raise BadInput(
+                f"'{name}' is no causal language model ({kind}, takes {model.takes}), and only these say how likely a "
+                "text is"
+            )
+        tokenizer = model.tokenizer if tokenizer is None else tokenizer
+        model = model.model
+    if isinstance(tokenizer, str | Path):
+        if tokenizer != "bytes":
+            raise BadInput(f"the tokenizer of a module is an object, or 'bytes', not '{tokenizer}'")
+        tokenizer = Bytes()
     if tokenizer is None:
         raise BadInput(
-            f"'{name}' has no tokenizer, so it cannot read texts: give one, or tokenizer='bytes' where tokens are bytes"
+            f"'{name}' has no tokenizer, so it cannot read texts: name one (--set tokenizer=FOLDER), or 'bytes' where "
+            "its tokens are bytes"
         )
-    if isinstance(tokenizer, str):
-        if tokenizer != "bytes":
-            raise BadInput(f"a tokenizer is an object, or 'bytes', not '{tokenizer}'")
-        tokenizer = Bytes()
-    if hasattr(tokenizer, "bos_token_id"):  # of transformers, which says by what it does whether texts get a beginning
-        begin = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
-        bos = tokenizer.bos_token_id if begin else None
-        encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
-    else:
-        bos, encode = getattr(tokenizer, "bos", None), tokenizer.encode
+    if hasattr(tokenizer, "bos_token_id"):  # one of transformers itself
+        from farout.io._tokens import TransformersTokenizer
+
+        tokenizer = TransformersTokenizer(tokenizer)
     piece = getattr(tokenizer, "piece", None) or (lambda one: tokenizer.decode([one]))
-    return Language(model, name, encode, piece, bos)
+    return Language(model, name, tokenizer.encode, piece, getattr(tokenizer, "bos", None))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farout.errors import BadInput
-from farout.kit.training import torch_or_say
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +78,8 @@ def token_logprobs(
     >>> token_logprobs(Blind(), [[0, 1, 2], [3]], bos=0)
     [array([-1.38629436, -1.38629436, -1.38629436]), array([-1.38629436])]
     """
-    torch = torch_or_say("reading texts with a language model")
+    import torch
+
     name = name or type(model).__name__
     rows = [np.asarray(one, dtype=np.int64).reshape(-1) for one in ids]
     width = _context_of(model) if context is None else context
@@ -219,7 +219,8 @@ def _refuse_nan(found: list[np.ndarray], bos: int | None, name: str) -> None:
 
 def _context_of(model: Any) -> int:
     """Return how many tokens a model sees at once, as its configuration says."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     known = [getattr(config, word, None) for word in ("max_position_embeddings", "context")]
     return min([LONGEST, *(value for value in known if isinstance(value, int))])
 

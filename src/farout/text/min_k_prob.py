@@ -22,8 +22,9 @@ Differences from the paper and its code (swj0419/detect-pretrain-code):
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -38,7 +39,9 @@ from farout.text._logprobs import token_logprobs
 
 STATISTICS = ("min_k", "min_k++", "loss", "zlib", "lowercase", "reference", "neighbour")
 CHANGED = 0.1  # share of the words that are exchanged or left out in a neighbour
-_OPENED: WeakKeyDictionary[Any, dict[Any, Language]] = WeakKeyDictionary()  # not in detectors, whose state is plain
+_OPENED: WeakKeyDictionary[Any, dict[Any, tuple[Language, Any]]] = (
+    WeakKeyDictionary()
+)  # detectors hold plain state only
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,12 @@ class MinKProb(Detector):
     Parameters
     ----------
     model : str, Path, OpenModel or torch.nn.Module
-        A causal language model: what :func:`farout.io.models.open_model` opens or has opened, or a module that takes
-        ids (b, t) and returns logits (b, t, vocabulary).
-    tokenizer : object or "bytes", optional
-        Of a module: what has ``encode(text)``, giving ids, and ``decode(ids)``; where it has a ``bos``, that is put
-        before every text. ``"bytes"`` reads the bytes of a text, and a line end before it.
+        A causal language model: what :func:`farout.io.models.open_model` opens or has opened, the name of a packaged
+        one such as ``"smollm2-135m"``, or a module that takes ids (b, t) and returns logits (b, t, vocabulary).
+    tokenizer : object, str or Path, optional
+        What has ``encode(text)``, giving ids, and ``decode(ids)``; where it has a ``bos``, that is put before every
+        text. ``"bytes"`` reads the bytes of a text, and a line end before it. Beside the path of a model it may be a
+        path too: of a transformers folder, a tokenizer.json or a GGUF file. The model's own where it is not given.
     k : float
         Share of the tokens, in (0, 1]; 1 gives the mean log-likelihood, negated.
     statistic : {"min_k", "min_k++", "loss", "zlib", "lowercase", "reference", "neighbour"}
@@ -98,7 +102,7 @@ class MinKProb(Detector):
         the mean loss (log perplexity); loss over the bytes of the compressed text; minus the loss in lower case over
         the loss; loss minus that of the reference model; loss minus the mean loss of perturbed texts.
     reference : as ``model``, optional
-        For ``"reference"``: a smaller model of the same family. A module reads with ``tokenizer``.
+        For ``"reference"``: a smaller model of the same family, with a tokenizer of its own or the given one.
     neighbours : int
         Perturbed texts for each, for ``"neighbour"``.
     context : int, optional
@@ -144,6 +148,10 @@ class MinKProb(Detector):
     def __sklearn_clone__(self) -> MinKProb:
         return type(self)(**self.get_params(deep=False))  # models are shared: they are large, and only read
 
+    def open(self) -> str:
+        """Open the model now, and not with the first text; return its name."""
+        return self._language(self.model).name
+
     def fit_score(self, X: Any, y: Any = None) -> np.ndarray:
         """Score texts, and learn from them where ``predict`` draws its line.
 
@@ -160,12 +168,14 @@ class MinKProb(Detector):
         self._set_offset(scores)
         return scores
 
-    def outlier_score(self, X: Any) -> np.ndarray:
+    def outlier_score(self, X: Any, progress: Callable[[float], None] | None = None) -> np.ndarray:
         """Score texts, each by itself; larger is less likely seen in training.
 
         Parameters
         ----------
         X : list, array or column of str (n,)
+        progress : callable, optional
+            Called with the share read, once for each model and kind of text that is read.
 
         Returns
         -------
@@ -177,9 +187,14 @@ class MinKProb(Detector):
         BadInput
             A text is empty, or so short that the model predicts no token of it; the model is no causal language model.
         """
-        return self.statistics(X, [self.statistic])[self.statistic]
+        return self.statistics(X, [self.statistic], progress)[self.statistic]
 
-    def statistics(self, X: Any, names: Sequence[str] = ("min_k", "min_k++", "loss", "zlib")) -> dict[str, np.ndarray]:
+    def statistics(
+        self,
+        X: Any,
+        names: Sequence[str] = ("min_k", "min_k++", "loss", "zlib"),
+        progress: Callable[[float], None] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Score texts by several statistics at once, which reads them once for all of these.
 
         Parameters
@@ -187,30 +202,34 @@ class MinKProb(Detector):
         X : list, array or column of str (n,)
         names : sequence of str
             Of what ``statistic`` may be.
+        progress : callable, optional
 
         Returns
         -------
         dict of str to float64 array (n,)
         """
         texts = self._checked(X, names)
-        values = self._values(texts, self.model) if {*names} - {"min_k++"} else []
-        loss = np.array([-min_k(one, 1.0) for one in values])
-        return {name: self._statistic(name, texts, values, loss) for name in names}
+        read = partial(self._values, progress=progress)
+        values = read(texts, self.model) if {*names} - {"min_k++"} else []
+        return {name: self._statistic(name, texts, values, read) for name in names}
 
-    def _statistic(self, name: str, texts: list[str], values: list[np.ndarray], loss: np.ndarray) -> np.ndarray:
+    def _statistic(self, name: str, texts: list[str], values: list[np.ndarray], read: Any) -> np.ndarray:
+        """Make a statistic of texts, some of them read already; ``read`` reads others, or with another model."""
         if name == "min_k":
-            return np.array([-min_k(one, self.k) for one in values])
+            return _means(values, self.k)
         if name == "min_k++":
-            return np.array([-min_k(one, self.k) for one in self._values(texts, self.model, standardised=True)])
+            return _means(read(texts, self.model, standardised=True), self.k)
+        loss = _means(values)
         if name == "zlib":
             return loss / [len(zlib.compress(text.encode())) for text in texts]
         if name == "lowercase":
-            return -self._loss([text.lower() for text in texts], self.model) / np.maximum(loss, np.finfo(float).tiny)
+            lower = _means(read([text.lower() for text in texts], self.model))
+            return -lower / np.maximum(loss, np.finfo(float).tiny)
         if name == "reference":
-            return loss - self._loss(texts, self.reference)
+            return loss - _means(read(texts, self.reference))
         if name == "neighbour":
             near = [one for text in texts for one in perturbed(text, self.neighbours, self.random_state)]
-            return loss - self._loss(near, self.model).reshape(-1, self.neighbours).mean(axis=1)
+            return loss - _means(read(near, self.model)).reshape(-1, self.neighbours).mean(axis=1)
         return loss
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -283,18 +302,22 @@ class MinKProb(Detector):
                 raise BadInput(f"text {place} is empty, and a model says nothing of it; leave it out")
         return texts
 
-    def _values(self, texts: list[str], model: Any, standardised: bool = False) -> list[np.ndarray]:
+    def _values(
+        self, texts: list[str], model: Any, standardised: bool = False, progress: Any = None
+    ) -> list[np.ndarray]:
         """Return the log-probabilities of the tokens that are predicted."""
         language = self._language(model)
         ids = [language.encode(text) for text in texts]
-        log_p = self._log_p(language, texts, ids, standardised)
+        log_p = self._log_p(language, texts, ids, standardised, progress)
         return [one[int(language.bos is None) :] for one in log_p]
 
-    def _loss(self, texts: list[str], model: Any) -> np.ndarray:
-        return np.array([-min_k(one, 1.0) for one in self._values(texts, model)])
-
     def _log_p(
-        self, language: Language, texts: list[str], ids: list[list[int]], standardised: bool = False
+        self,
+        language: Language,
+        texts: list[str],
+        ids: list[list[int]],
+        standardised: bool = False,
+        progress: Any = None,
     ) -> list[np.ndarray]:
         for place, (text, one) in enumerate(zip(texts, ids)):
             if len(one) <= int(language.bos is None):
@@ -303,7 +326,7 @@ class MinKProb(Detector):
                     "it has no token to begin with; leave it out"
                 )
         facts = {"bos": language.bos, "context": self.context, "name": language.name}
-        return token_logprobs(language.model, ids, standardised=standardised, **facts)
+        return token_logprobs(language.model, ids, standardised=standardised, progress=progress, **facts)
 
     def _language(self, model: Any) -> Language:
         """Open a model once."""
@@ -311,10 +334,11 @@ class MinKProb(Detector):
             which = "a reference model" if self.model is not None else "a model"
             raise BadInput(f"{which} is needed to read texts with: a folder, a file, or a causal language model")
         opened = _OPENED.setdefault(self, {})
-        facts = (id(model), id(self.tokenizer)) if not isinstance(model, str | Path) else (str(model), None)
-        if facts not in opened:
-            opened[facts] = language_of(model, self.tokenizer)
-        return opened[facts]
+        given = (model, self.tokenizer)
+        asked = tuple(str(one) if isinstance(one, str | Path) else id(one) for one in given)
+        if asked not in opened:
+            opened[asked] = (language_of(*given), given)  # held, so that an id stays theirs
+        return opened[asked][0]
 
 
 def min_k(values: Sequence[float] | np.ndarray, k: float = 0.2) -> float:
@@ -327,6 +351,11 @@ def min_k(values: Sequence[float] | np.ndarray, k: float = 0.2) -> float:
     """
     values = np.asarray(values, dtype=np.float64)
     return float(values[_least(values, k)].mean())
+
+
+def _means(values: list[np.ndarray], k: float = 1.0) -> np.ndarray:
+    """Return minus the mean of the smallest of each text: a score for each."""
+    return np.array([-min_k(one, k) for one in values])
 
 
 def perturbed(text: str, n: int, seed: int = 0) -> list[str]:
