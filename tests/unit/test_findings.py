@@ -261,7 +261,7 @@ def costs_of(**left):
     """One map whose plain loss is 1 in every scheme, and what remedies leave of it (1 where not said)."""
     losses = {remedy: dict.fromkeys(SCHEMES, left.get(remedy.split()[0], 1.0)) for remedy in REMEDIES}
     plain = dict.fromkeys(SCHEMES, 1.0)
-    return [Cost("blocks.1.down", "blocks.1.down.weight", (64, 256), plain, losses, plain, losses)]
+    return [Cost("blocks.1.down", "blocks.1.down.weight", (64, 256), plain, losses, plain, losses, True)]
 
 
 def test_the_simplest_remedy_that_does_as_well_is_named_with_its_gain():
@@ -280,7 +280,7 @@ def test_rounding_that_costs_nothing_is_said_to_be_enough_and_stands_last():
     net = Net()
     net.blocks[1].down.weight.data[21] *= 30
     cheap = [
-        Cost(one.layer, one.weight, one.shape, one.errors, one.remedies, dict.fromkeys(SCHEMES, 1e-4), one.remedies)
+        Cost(one.layer, one.weight, one.shape, one.errors, one.remedies, dict.fromkeys(SCHEMES, 1e-4), one.remedies, True)
         for one in costs_of()
     ]
     findings = found(net, costs=cheap)

@@ -47,8 +47,10 @@ def _leaf_site(module: nn.Module) -> Site | None:
     """Tell a norm or a linear map by its parameters; None for anything else."""
     from torch import nn
 
-    if next(module.children(), None) is not None or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
+    if any(next(child.parameters(), None) is not None for child in module.children()):
+        return None  # what is inside does the work; a convolution that pads by a module of its own is still one
     weight = getattr(module, "weight", None)
     shape: tuple[int, ...] = tuple(getattr(weight, "shape", ()))
     if len(shape) >= 2:

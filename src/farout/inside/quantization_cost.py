@@ -32,6 +32,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from farout.errors import BadInput
@@ -78,6 +79,8 @@ class Cost:
         output over the squared output. Empty where no gradient reaches the map.
     remedy_loss : dict of str to dict of str to float
         The same with a remedy, by remedy and scheme; empty where ``loss`` is.
+    nats : bool
+        Whether ``loss`` is in nats, and not relative to the output.
     """
 
     layer: str
@@ -87,6 +90,7 @@ class Cost:
     remedies: dict[str, dict[str, float]] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
     remedy_loss: dict[str, dict[str, float]] = field(default_factory=dict)
+    nats: bool = False
 
     def of(self, scheme: str, remedy: str = "") -> float:
         """Return the predicted loss of a scheme, plain or with a remedy; the error where no loss is predicted.
@@ -173,6 +177,7 @@ class _Costs:
         self.power: dict[str, float] = {}
         self.divergence: dict[str, dict[tuple[str, str], float]] = {}
         self.samples = 0
+        self.nats = False
         self.scale = 0.0  # what divergences are relative to
         self.last: dict[int, str] = {}  # outputs of the running batch, by identity
         self.head: str | None = None
@@ -195,6 +200,7 @@ class _Costs:
                     stack.callback(hook.remove)
                 self.last.clear()
                 output = forward(self.model, batch)
+                self.nats = _logits(output) is not None
                 self.head = self.last.get(id(_logits(output)), self.head)
                 target, size, scale = _probe(output, mask, self.seed + self.samples)
                 if target is not None and target.requires_grad:
@@ -243,21 +249,21 @@ class _Costs:
         if name == self.head:
             return
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            product = _Product(site, x.float(), mask, self.seed)
-            plain = product.plain
-            self.power[name] = self.power.get(name, 0.0) + float(plain.square().sum())
-            sums, losses = self.change.setdefault(name, {}), self.divergence.setdefault(name, {})
-            along = None if gradient is None else product.rows(gradient.float())
-            for scheme in SCHEMES:
-                for remedy in ("", *REMEDIES):
-                    rounded = product.rounded(scheme, remedy)
-                    if rounded is None:
-                        continue
-                    change = rounded - plain
-                    key = scheme, remedy
-                    sums[key] = sums.get(key, 0.0) + float(change.square().sum())
-                    if along is not None:
-                        losses[key] = losses.get(key, 0.0) + float((along * change).flatten(1).sum(1).square().sum())
+            self._add(name, _Product(site, x.float(), mask, self.seed), gradient)
+
+    def _add(self, name: str, one: _Product, gradient: Any) -> None:
+        """Add the changes of a map's output, and what they mean along its gradient."""
+        self.power[name] = self.power.get(name, 0.0) + float(one.plain.square().sum())
+        sums, losses = self.change.setdefault(name, {}), self.divergence.setdefault(name, {})
+        along = None if gradient is None else one.rows(gradient.float())
+        for key in product(SCHEMES, ("", *REMEDIES)):
+            rounded = one.rounded(*key)
+            if rounded is None:
+                continue
+            change = rounded - one.plain
+            sums[key] = sums.get(key, 0.0) + float(change.square().sum())
+            if along is not None:
+                losses[key] = losses.get(key, 0.0) + float((along * change).flatten(1).sum(1).square().sum())
 
     def costs(self) -> list[Cost]:
         """Return what was measured."""
@@ -269,7 +275,7 @@ class _Costs:
             loss, remedy_loss = _by_scheme(self.divergence[name], self.scale) if self.scale > 0 else ({}, {})
             weight: Any = site.module.weight
             path = f"{name}.weight" if name else "weight"
-            found.append(Cost(name, path, tuple(weight.shape), error, remedies, loss, remedy_loss))
+            found.append(Cost(name, path, tuple(weight.shape), error, remedies, loss, remedy_loss, self.nats))
         return found
 
 
@@ -277,24 +283,18 @@ class _Product:
     """A linear map or convolution of one input, as it is and rounded; channels of ``x`` stand at ``axis``."""
 
     def __init__(self, site: Site, x: torch.Tensor, mask: torch.Tensor | None, seed: int) -> None:
-        from torch import nn
-        from torch.nn import functional as F
-
         module: Any = site.module
-        self.weight, self.seed = module.weight.detach().float(), seed
+        self.module, self.seed = module, seed
+        self.turned = not site.first and not hasattr(module, "in_features")  # kept as (in, out)
+        self.weight = module.weight.detach().float()
+        self.weight = self.weight.T if self.turned else self.weight
         self.first: torch.Tensor | None = None  # which rows are first tokens
         if site.first:
-            kind = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[self.weight.ndim - 2]
-            self.axis, self.grouped = 1, module.groups > 1
-            settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-            self.apply = lambda x, weight: kind(x, weight, groups=module.groups, **settings)
+            self.axis, self.grouped = 1, getattr(module, "groups", 1) > 1
             self.rows = lambda y: y
             self.x = x
         else:
-            if not isinstance(module, nn.Linear) and not hasattr(module, "in_features"):
-                self.weight = self.weight.T  # kept as (in, out)
             self.axis, self.grouped = -1, False
-            self.apply = F.linear
             kept = None if mask is None or mask.shape != x.shape[:2] else mask.flatten().to(x.device)
             self.rows = lambda y: y.flatten(0, -2) if kept is None else y.flatten(0, -2)[kept]
             self.x = self.rows(x) if x.ndim > 1 else x[None]
@@ -303,6 +303,16 @@ class _Product:
                 first[:, 0] = True
                 self.first = self.rows(first[..., None]).flatten()
         self.plain = self.apply(self.x, self.weight)
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Run the module on another input with another weight, without its bias, and unseen by hooks."""
+        from torch.func import functional_call
+
+        stand_in = {"inner.weight": weight.T if self.turned else weight}
+        bias = getattr(self.module, "bias", None)
+        if bias is not None:
+            stand_in["inner.bias"] = weight.new_zeros(bias.shape)
+        return functional_call(_bare(self.module), stand_in, (x,))
 
     def rounded(self, scheme: str, remedy: str) -> torch.Tensor | None:
         """Return the product under a scheme and a remedy; None where the remedy has no place."""
@@ -345,6 +355,21 @@ class _Product:
         return self.apply(_nearest(x, inputs, whole), _nearest(weight, bits, output))
 
 
+def _bare(module: nn.Module) -> nn.Module:
+    """Wrap a module so that calling the wrapper runs it without its hooks."""
+    from torch import nn
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner.forward(x)
+
+    return Bare()
+
+
 def _by_scheme(sums: dict[tuple[str, str], float], over: float) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Lay sums out by scheme, and by remedy and scheme; a remedy that has no place leaves a scheme as it is."""
     if not sums:
@@ -384,8 +409,9 @@ def _quantizable(site: Site) -> bool:
 
 
 def _logits(output: Any) -> Any:
-    """Return the logits of a model that names them."""
-    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    """Return the logits of a model that names them, else None."""
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return found if first_tensor(found) is not None and found.ndim > 1 else None
 
 
 def _probe(output: Any, mask: torch.Tensor | None, seed: int) -> tuple[Any, int, float]:
@@ -394,7 +420,7 @@ def _probe(output: Any, mask: torch.Tensor | None, seed: int) -> tuple[Any, int,
 
     logits = _logits(output)
     drawn = torch.Generator().manual_seed(seed)
-    if isinstance(logits, torch.Tensor) and logits.ndim > 1:
+    if logits is not None:
         rows = logits.flatten(0, -2).float()
         if mask is not None and logits.shape[:2] == mask.shape:
             rows = rows[mask.flatten().to(rows.device)]

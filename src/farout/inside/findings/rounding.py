@@ -22,15 +22,15 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
     """Say for each scheme what plain rounding costs; where it is little, that plain rounding is enough."""
     found = []
     for scheme in SCHEMES if costs else ():
-        whole = total(costs, scheme) if any(cost.loss for cost in costs) else float("nan")
+        whole = total(costs, scheme)
         worst = max(costs, key=lambda cost: cost.of(scheme))
-        share = worst.of(scheme) / (total(costs, scheme) or 1.0)
+        share = worst.of(scheme) / (whole or 1.0)
         ranked = sorted(costs, key=lambda cost: -cost.of(scheme))
         half, upto = 0, 0.0
-        while half < len(ranked) and upto < 0.5 * total(costs, scheme):
+        while half < len(ranked) and upto < 0.5 * whole:
             upto += ranked[half].of(scheme)
             half += 1
-        size = (whole if math.isfinite(whole) else worst.errors[scheme]) / BOUND
+        size = whole / BOUND
         says = f"Plain rounding to {_READS[scheme]} is predicted to cost {_amount(whole, costs)}"
         if size < 1:
             says, remedy, recipe, gain = says + ".", "Plain rounding is enough.", "rtn", 1.0
@@ -49,8 +49,10 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
 
 def _amount(whole: float, costs: Sequence[Cost]) -> str:
     """Say a predicted loss in words."""
-    if not math.isfinite(whole):
-        return "more than could be predicted: no gradient reaches the maps"
+    if not costs[0].nats and whole > 1:
+        return "everything (the prediction is beyond the model's whole output, where it is no number any more)"
+    if not costs[0].nats:
+        return f"{whole:.2g} of the square of the model's output"
     if whole > 3:
         return "everything (the prediction is beyond 3 nats a token, where it is no number any more)"
     return f"{whole:.2g} nats a token (perplexity times {math.exp(whole):.3g})"

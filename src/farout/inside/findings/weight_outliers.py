@@ -18,7 +18,7 @@ from farout.inside.findings._common import best_remedy, channel_sites, listed
 from farout.inside.quantization_cost import Cost
 
 LINE, SINGLE = 6.0, 100.0
-LEAST = 8  # rows and columns of a matrix that has outliers
+LEAST = 32  # rows and columns of a matrix; the kernels of depthwise convolutions are none
 _AMONG = ("groups of 128", "rotation")
 
 
