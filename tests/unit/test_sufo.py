@@ -11,6 +11,7 @@ import pytest
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, silhouette_score
 
 from farout import claims
@@ -19,6 +20,7 @@ from farout.data import DataMissing
 from farout.errors import BadInput
 from farout.inside._sufo_outliers import aligned, outliers_in
 from farout.inside._sufo_plane import Axes
+from farout.inside._sufo_probes import told_by_probe
 from farout.inside.sufo import (
     SUFO,
     Features,
@@ -271,11 +273,12 @@ def test_the_weights_of_the_best_epoch_are_kept():
 
 def test_classes_are_drawn_equally_often_and_the_rate_rises_for_a_fifth_and_falls_to_0(monkeypatch):
     tokens, y = questions()
-    seen, rates = [], []
+    seen, rates, sizes = [], [], []
 
     class Spy(torch.optim.AdamW):
         def step(self, *args, **more):
             rates.append([(group["lr"], group["weight_decay"]) for group in self.param_groups])
+            sizes.append(float(sum((w.grad**2).sum() for group in self.param_groups for w in group["params"]) ** 0.5))
             return super().step(*args, **more)
 
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
@@ -284,16 +287,33 @@ def test_classes_are_drawn_equally_often_and_the_rate_rises_for_a_fifth_and_fall
         seen.append(these)
         return tokens[torch.as_tensor(these)]
 
-    fine_tune(Encoder(), batch_of, y, np.arange(80), np.arange(80, 120), epochs=5, learning_rate=1.0)
+    model = Encoder()
+    torch.nn.init.normal_(model.head.weight, std=30.0)  # so that gradients are long
+    fine_tune(model, batch_of, y, np.arange(80), np.arange(80, 120), epochs=5, learning_rate=1.0)
     drawn = np.concatenate([these for these in seen if these.max() < 80])
     assert len(drawn) == 5 * 80 and y[drawn].mean() == pytest.approx(0.5, abs=0.08)
     assert [step[0][0] for step in rates] == pytest.approx(
         [k / 10 for k in range(10)] + [(50 - k) / 40 for k in range(10, 50)]
     )
     assert [decay for _, decay in rates[0]] == [0.01, 0.0]
+    assert max(sizes) == pytest.approx(1.0, abs=1e-4)
 
 
-# the plane
+# probes and the plane
+
+
+def test_a_probe_is_a_logistic_regression_that_weighs_classes_and_channels_alike():
+    X, y = rows(150, 4) * [1e3, 1, 1, 1e-3], (np.arange(150) % 10 == 0).astype(int)
+    X[:, 1] += 1.5 * y
+    train = np.arange(150) < 100
+    mean, width = X[train].mean(axis=0), X[train].std(axis=0)
+    weights = np.where(y == 1, 100 / (2 * y[train].sum()), 100 / (2 * (100 - y[train].sum())))[train]
+    fitted = LogisticRegression().fit((X[train] - mean) / width, y[train], sample_weight=weights)
+    told, found = told_by_probe(X, y, train, 0)
+    assert told.tolist() == list(range(100, 150))
+    assert (found == fitted.predict((X[~train] - mean) / width)).all() and 5 < found.sum() < 45
+    everyone, _ = told_by_probe(X, y, None, 0)
+    assert everyone.tolist() == list(range(150))
 
 
 def test_axes_are_those_of_scikit_learn_and_shares_add_up_to_1():
