@@ -222,15 +222,16 @@ def test_attention_is_seen_fused_and_written_out(name):
     np.testing.assert_allclose(stats.high, probs.max((0, 2, 3)), rtol=1e-5)
 
 
-def test_many_queries_are_taken_in_pieces():
-    from farout.inside._attention import attention_stats, fused_probs
+def test_of_many_queries_some_are_taken_in_pieces():
+    from farout.inside._attention import AttentionStats, attention_sums, fused_probs
 
-    q, k = torch.randn(2, 4, 300, 8), torch.randn(2, 2, 500, 8)  # two heads share a key, and 300 queries need pieces
-    bias = torch.randn(300, 500)
-    stats = attention_stats(fused_probs(q, k, bias, False, 0.1), None)
-    probs = (q.double() @ k.double().repeat_interleave(2, 1).mT * 0.1 + bias).softmax(-1)
+    q, k = torch.randn(2, 4, 640, 8), torch.randn(2, 2, 900, 8)  # two heads share a key, and queries need pieces
+    bias = torch.randn(640, 900)
+    stats = AttentionStats.of(*attention_sums(fused_probs(q, k, bias, False, 0.1), None))
+    probs = (q.double() @ k.double().repeat_interleave(2, 1).mT * 0.1 + bias).softmax(-1)[:, :, 5::10]
     np.testing.assert_allclose(stats.mass, probs.sum((0, 2)).numpy(), rtol=1e-5)
-    assert stats.queries.tolist() == [600] * 500
+    np.testing.assert_allclose(stats.high, probs.amax((0, 2, 3)).numpy(), rtol=1e-5)
+    assert stats.queries.tolist() == [128] * 900
 
 
 def test_planted_outliers_are_where_they_were_planted():

@@ -22,7 +22,7 @@ from farout.io.state import saved
 if TYPE_CHECKING:
     import torch
 
-_MOST_POSITIONS = 65_536  # a bound on memory; positions from here on count as the last
+MOST_POSITIONS = 65_536  # a bound on memory; positions from here on count as the last
 _MOST_PEAKS = 32  # positions whose channel is kept
 DROPPED_BITS = 19  # of the 23 bits of mantissa of a float32
 BINS = 0x7F800000 >> DROPPED_BITS  # from the bits of infinity on there are no numbers
@@ -104,26 +104,33 @@ class ChannelStats:
         """
         from farout.inside._sums import sums_of
 
-        position_N = np.minimum(np.arange(len(x_NC)) % max(period, 1), _MOST_POSITIONS - 1)
+        position_N = np.minimum(np.arange(len(x_NC)) % max(period, 1), MOST_POSITIONS - 1)
         if keep_N is not None:
             x_NC, position_N = x_NC[keep_N], position_N[keep_N.cpu().numpy()]
         if not len(x_NC):
             return cls._empty(x_NC.shape[1])
         sums = sums_of(x_NC)
-        magnitude, *counts = sums.others
+        count, mean, m2, m3, m4 = sums.powers
+        magnitude, large, nan, infinite = sums.others
         peak_N, magnitude_N, *_, bad_N = sums.rows
         position_peak = np.zeros(position_N.max() + 1)
         np.maximum.at(position_peak, position_N, peak_N)
-        top = _farthest(position_peak)
+        top = farthest(position_peak)
         reached = np.flatnonzero((peak_N == position_peak[position_N]) & np.isin(position_N, top))
         row = dict(zip(position_N[reached[::-1]].tolist(), reached[::-1].tolist()))  # the first one
         best = x_NC[[row[p] for p in top.tolist()]].abs()
         return cls(
-            sums.powers[0].astype(np.int64),
-            *sums.powers[1:],
-            *sums.extremes,
+            count.astype(np.int64),
+            mean,
+            m2,
+            m3,
+            m4,
+            sums.extremes[0],
+            sums.extremes[1],
             magnitude,
-            *np.array(counts, np.int64),
+            large.astype(np.int64),
+            nan.astype(np.int64),
+            infinite.astype(np.int64),
             _row_sums(sums.rows, x_NC.shape[1]),
             np.bincount(position_N),
             np.bincount(position_N, bad_N).astype(np.int64),
@@ -157,15 +164,18 @@ class ChannelStats:
         if len(self.count) != len(other.count):
             raise BadInput(f"facts about {len(self.count)} channels do not merge with those about {len(other.count)}")
         mine, theirs = (np.stack([x.count, x.mean, x.m2, x.m3, x.m4]) for x in (self, other))
-        powers = joined_powers(np.stack([mine, theirs], 1))
+        _, mean, m2, m3, m4 = joined_powers(np.stack([mine, theirs], 1))
         P = max(len(self.position_count), len(other.position_count))
         mine, theirs = _padded(self.position_peak, P), _padded(other.position_peak, P)
         channel = {p: c for p, c in zip(other.top_position.tolist(), other.top_channel.tolist())}
         channel |= {p: c for p, c in zip(self.top_position.tolist(), self.top_channel.tolist()) if mine[p] >= theirs[p]}
-        top = np.array([p for p in _farthest(np.maximum(mine, theirs)).tolist() if p in channel], np.int64)
+        top = np.array([p for p in farthest(np.maximum(mine, theirs)).tolist() if p in channel], np.int64)
         return ChannelStats(
             self.count + other.count,
-            *powers[1:],
+            mean,
+            m2,
+            m3,
+            m4,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.magnitude + other.magnitude,
@@ -274,12 +284,14 @@ class ChannelStats:
 class AttentionStats:
     """Where attention goes: probabilities of each head, summed over sequences and queries.
 
+    Of a sequence with more than 64 queries, 64 that are spread evenly are looked at.
+
     Attributes
     ----------
     mass : float64 array (H, K)
         Sum of the probabilities that a key position received.
     queries : int64 array (K,)
-        Queries in sequences that have this key position.
+        Queries that were looked at, in sequences that have this key position.
     high : float64 array (H,)
         Largest probability.
     bad : int64 array (H,)
@@ -292,24 +304,10 @@ class AttentionStats:
     bad: np.ndarray
 
     @classmethod
-    def of(cls, probs_BHQK: torch.Tensor, keep_BQ: torch.Tensor | None = None) -> AttentionStats:
-        """Summarise probabilities; queries outside ``keep_BQ`` are left out."""
-        probs = probs_BHQK.float()
-        B, H, Q, K = probs.shape
-        queries = B * Q
-        if keep_BQ is not None:
-            probs, queries = probs * keep_BQ[:, None, :, None], int(keep_BQ.sum())
-        mass, bad = probs.sum(2), np.zeros(H, np.int64)
-        if not bool(mass.isfinite().all()):
-            bad = probs.isnan().sum((0, 2, 3)).cpu().numpy()
-            probs = probs.nan_to_num(0.0)
-            mass = probs.sum(2)
-        return cls(
-            mass.double().sum(0).cpu().numpy(),
-            np.full(K, queries),
-            probs.amax(2).amax((0, 2)).double().cpu().numpy(),
-            bad,
-        )
+    def of(cls, mass: torch.Tensor, high: torch.Tensor, bad: torch.Tensor, queries: Any) -> AttentionStats:
+        """Take what :func:`farout.inside._attention.attention_sums` has added up."""
+        counted = np.full(mass.shape[1], int(queries))
+        return cls(mass.cpu().numpy(), counted, high.cpu().numpy(), bad.cpu().numpy().astype(np.int64))
 
     def merge(self, other: AttentionStats) -> AttentionStats:
         """Return the facts about both sets of sequences together."""
@@ -386,7 +384,7 @@ def _ratio(total: float, count: float) -> float:
     return float(total / count) if count else float("nan")
 
 
-def _farthest(peak: np.ndarray) -> np.ndarray:
+def farthest(peak: np.ndarray) -> np.ndarray:
     """Return the positions with the largest peaks, farthest first, earlier ones first among equals."""
     return np.argsort(-peak, kind="stable")[:_MOST_PEAKS]
 

@@ -12,12 +12,14 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from farout.inside._accumulators import AttentionStats
+from farout.inside._accumulators import AttentionStats as AttentionStats
 
 _FUSED = F.scaled_dot_product_attention
 _SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax}
 _PRODUCT = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__}
-_LOGITS = 1 << 18  # of a fused product are held at a time: few enough for a cache
+_WATCHED = {_FUSED} | _SOFTMAX | _PRODUCT
+_LOGITS = 1 << 18  # of a fused product are held at a time by a CPU: few enough for a cache
+_MOST_QUERIES = 64  # of a sequence whose probabilities are looked at
 
 
 class Products(TorchFunctionMode):
@@ -28,7 +30,7 @@ class Products(TorchFunctionMode):
     operand : callable
         Takes 'q', 'k' or 'v' and a tensor (B, H, T, D).
     probs : callable
-        Takes (B, Q) and a function that makes probabilities: an iterator over (first query, tensor (B, H, Q, K)).
+        Takes (B, Q) and a function that makes probabilities: an iterator over (queries, tensor (B, H, Q, K) of these).
     """
 
     def __init__(self, operand: Callable[[str, torch.Tensor], None], probs: Callable[[Any, Any], None]) -> None:
@@ -40,6 +42,8 @@ class Products(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the call as it is, and look at it."""
         kwargs = kwargs or {}
+        if func not in _WATCHED:
+            return func(*args, **kwargs)
         if func is _FUSED:
             self._fused(*args, **kwargs)
             return func(*args, **kwargs)
@@ -81,39 +85,69 @@ class Products(TorchFunctionMode):
         self.operand("q", left)
         self.operand("k", right.transpose(-1, -2))
         probs = out.detach() if out.ndim == 4 else out.detach()[:, None]
-        self.probs((probs.shape[0], probs.shape[2]), lambda: iter([(0, probs)]))
+        B, _, Q, _ = probs.shape
+        rows = some_queries(Q)
+        self.probs((B, Q), lambda: iter([(rows, probs if len(rows) == Q else probs[:, :, rows])]))
         self.factors, self.shape = None, out.shape
 
 
+def some_queries(Q: int) -> list[int]:
+    """Choose the queries to look at: all of them, or 64 that are spread evenly."""
+    step = max(Q / _MOST_QUERIES, 1.0)
+    return [int((i + 0.5) * step) for i in range(min(Q, _MOST_QUERIES))]
+
+
 def fused_probs(query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
-    """Yield the probabilities softmax(scale q k' + mask) of a fused product, some queries at a time, in float32."""
+    """Yield some probabilities softmax(scale q k' + mask) of a fused product in float32, as (queries, (B, H, Q, K))."""
     B, H, Q, D = query.shape
-    K = key.shape[2]
-    key = key.float()
-    key = (key if key.shape[1] == H else key.repeat_interleave(H // key.shape[1], 1)).transpose(-1, -2)
+    heads, K = key.shape[1:3]
+    key = key.float().transpose(-1, -2)
     scale = D**-0.5 if scale is None else scale
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], Q, K)
-    step = max(1, _LOGITS // (B * H * K))
-    for start in range(0, Q, step):
-        stop = min(start + step, Q)
-        seen = min(stop, K) if is_causal else K  # later keys get nothing
-        logits = (query[:, :, start:stop].float() * scale) @ key[..., :seen]
+    rows = some_queries(Q)
+    step = max(1, _LOGITS // (B * H * K)) if query.device.type == "cpu" else len(rows)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        seen = min(part[-1] + 1, K) if is_causal else K  # later keys get nothing
+        some = query[:, :, part].float().mul_(scale)
+        shared = some.reshape(B, heads, -1, D)  # groups of heads that share a key lie side by side
+        logits = (shared @ key[..., :seen]).view(B, H, len(part), seen)
         if is_causal:
-            later = torch.ones(stop - start, seen, dtype=torch.bool, device=query.device).triu(start + 1)
-            logits = logits.masked_fill_(later, -torch.inf)
+            at, last = torch.arange(seen, device=query.device), torch.tensor(part, device=query.device)
+            logits.masked_fill_(at > last[:, None], -torch.inf)
         if mask is not None:
-            part = mask[..., start:stop, :seen]
-            logits = logits.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else logits.add_(part)
-        yield start, F.pad(logits.softmax(-1), (0, K - seen))
+            some_mask = mask[..., part, :seen]
+            boolean = some_mask.dtype == torch.bool
+            logits = logits.masked_fill_(~some_mask, -torch.inf) if boolean else logits.add_(some_mask)
+        yield part, F.pad(logits.softmax(-1), (0, K - seen))
 
 
-def attention_stats(parts: Any, keep_BQ: torch.Tensor | None) -> AttentionStats:
-    """Add up the pieces that :func:`fused_probs` yields; queries outside ``keep_BQ`` are left out."""
-    total: AttentionStats | None = None
-    for start, probs in parts:
-        keep = None if keep_BQ is None else keep_BQ[:, start : start + probs.shape[2]].to(probs.device)
-        stats = AttentionStats.of(probs, keep)
-        total = stats if total is None else total.merge(stats)
-    assert total is not None
-    return total
+def attention_sums(parts: Any, keep_BQ: torch.Tensor | None) -> tuple[Any, Any, Any, Any]:
+    """Add up the pieces that :func:`fused_probs` yields; queries outside ``keep_BQ`` are left out.
+
+    Returns
+    -------
+    mass : float64 tensor (H, K)
+    high, bad : float64 tensor (H,)
+    queries : int or tensor
+    """
+    total: list[Any] = []
+    for rows, probs in parts:
+        probs = probs.float()
+        queries: Any = probs.shape[0] * probs.shape[2]
+        if keep_BQ is not None:
+            keep = keep_BQ[:, rows].to(probs.device)
+            probs, queries = torch.where(keep[:, None, :, None], probs, 0.0), keep.sum()
+        mass = probs.sum(2)
+        bad = torch.zeros(probs.shape[1], dtype=torch.float64, device=probs.device)
+        if probs.device.type != "cpu" or not bool(mass.isfinite().all()):  # to ask a GPU is to wait for it
+            bad += probs.isnan().sum((0, 2, 3))
+            probs = probs.nan_to_num(0.0)
+            mass = probs.sum(2)
+        found = mass.double().sum(0), probs.amax((0, 2, 3)).double(), bad, queries
+        if total:
+            found = total[0] + found[0], torch.maximum(total[1], found[1]), total[2] + bad, total[3] + queries
+        total = list(found)
+    mass, high, bad, queries = total
+    return mass, high, bad, queries

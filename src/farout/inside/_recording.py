@@ -6,24 +6,32 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
 from farout.errors import BadInput, UnknownName
 from farout.inside._accumulators import ChannelStats, same
 from farout.io.state import read_state, saved, write_state
 
+if TYPE_CHECKING:
+    import polars as pl
+
 STILL = ("weight", "moment")  # facts about the model as it is, which no batch adds to
-_COLUMNS: dict[str, Any] = {
-    **dict.fromkeys(("site", "kind"), pl.String),
-    **dict.fromkeys(("names", "calls", "channels"), pl.Int64),
-    "peak": pl.Float64,
-    **dict.fromkeys(("channel", "position"), pl.Int64),
-    **dict.fromkeys(("ratio", "kurtosis"), pl.Float64),
-    **dict.fromkeys(("nan", "infinite"), pl.Int64),
-}
+_WORDS, _NUMBERS = ("site", "kind"), ("peak", "ratio", "kurtosis")
+_COLUMNS = (
+    *_WORDS,
+    "names",
+    "calls",
+    "channels",
+    "peak",
+    "channel",
+    "position",
+    "ratio",
+    "kurtosis",
+    "nan",
+    "infinite",
+)
 
 
 @saved("recording")
@@ -145,6 +153,8 @@ class Recording:
         ``peak`` is the largest absolute value, ``channel`` and ``position`` say where it stands, ``ratio`` is it over
         the median of the channels' largest ones, ``names`` counts the sites that share the tensor.
         """
+        import polars as pl
+
         names, rows = Counter(self.aliases.values()), []
         for name, stats in self.stats.items():
             if isinstance(stats, ChannelStats):
@@ -155,4 +165,5 @@ class Recording:
                 bad = int(stats.nan.sum()), int(stats.infinite.sum())
                 head = name, self.kinds[name], names[name] + 1, self.calls.get(name, 0), len(stats.count)
                 rows.append((*head, peak, channel, position, ratio, stats.kurtosis, *bad))
-        return pl.DataFrame(rows, schema=_COLUMNS, orient="row")
+        kinds = dict.fromkeys(_WORDS, pl.String) | dict.fromkeys(_NUMBERS, pl.Float64)
+        return pl.DataFrame(rows, schema=[(word, kinds.get(word, pl.Int64)) for word in _COLUMNS], orient="row")

@@ -1,15 +1,17 @@
 """The sums behind :class:`ChannelStats`, taken from rows in pieces that stay in a core's cache; loads torch.
 
-Every piece is shifted by its own column means and scaled by powers of two of its own, so that float32 holds the powers
-of deviations; pieces are then joined in float64 (Chan, Golub, LeVeque; Pebay for the higher moments). The floor is one
-pass over the recorded tensor. In the cache some twenty operations follow, at about a tenth of a nanosecond a value, and
-the count of bins, which takes as long as ten of them.
+Columns are shifted by their means and scaled by powers of two, so that float32 holds the powers of deviations; sums of
+pieces are added in float64. The floor is one pass over the recorded tensor, and the shift asks for a second one. In the
+cache some twenty operations follow, at about a tenth of a nanosecond a value, and the count of bins, which takes as
+long as ten of them.
 
-Shape legend: N rows, C channels, K pieces, R rows of a piece.
+Shape legend: N rows, C channels, R rows of a piece.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from farout.inside._accumulators import BINS, DROPPED_BITS, LARGE, joined_powers
+from farout.inside._accumulators import BINS, DROPPED_BITS, LARGE
 
 _PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values; on a CPU three buffers of them fit in a core's cache
-_FEWEST_ROWS = 32  # of a piece, so that what is kept of it is much smaller than it
 _PLAIN = 1e-7, 1e8  # rows whose peaks lie here are taken to the fourth power as they are
+_KEPT = threading.local()
 
 
 class Sums(NamedTuple):
@@ -51,17 +53,25 @@ class Sums(NamedTuple):
 
 def sums_of(x_NC: torch.Tensor) -> Sums:
     """Add up rows, of which there is at least one, by as many threads as torch would use."""
-    N, C = x_NC.shape
-    R = min(N, max(_FEWEST_ROWS, _PIECE.get(x_NC.device.type, N * C) // C))
-    work = _Pieces(x_NC, R)
-    threads = min(torch.get_num_threads() if x_NC.device.type == "cpu" else 1, work.K)
-    if threads == 1:
-        histogram = work.run(0, 1)
-    else:
-        parts = _pool(threads).map(lambda first: work.run_alone(first, threads), range(threads))
-        histogram = torch.stack(list(parts)).sum(0)
-        torch.set_num_threads(torch.get_num_threads())  # the number for threads to come, which the pool has changed
-    return work.joined(histogram)
+    work = _Pieces(x_NC)
+    work.look()
+    columns, histogram = (sum(parts) for parts in zip(*work.each(work.add)))
+    n = work.count.double().cpu().numpy()
+    unit, shift = (tensor.double().cpu().numpy() for tensor in (work.unit, work.shift))
+    p1, p2, p3, p4, magnitude, large = columns.cpu().numpy()
+    p1, p2, p3, p4 = p1 * unit, p2 * unit**2, p3 * unit**3, p4 * unit**4
+    step = p1 / np.maximum(n, 1)  # what rounding left between the shift and the mean
+    m2 = p2 - step * p1
+    m3 = p3 - 3 * step * p2 + 2 * step**2 * p1
+    m4 = p4 - 4 * step * p3 + 6 * step**2 * p2 - 3 * step**3 * p1
+    nan = work.nan.double().cpu().numpy()
+    return Sums(
+        np.stack([n, shift + step, np.maximum(m2, 0.0), m3, np.maximum(m4, 0.0)]),
+        torch.stack([work.low, work.high]).double().cpu().numpy(),
+        np.stack([magnitude, large, nan, len(x_NC) - n - nan]),
+        work.rows.double().cpu().numpy(),
+        histogram.cpu().numpy()[:BINS],
+    )
 
 
 @cache
@@ -71,113 +81,136 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 class _Pieces:
-    """A matrix, and room for the sums of its pieces."""
+    """A matrix, what its columns are shifted and scaled by, and room for the sums of its rows."""
 
-    def __init__(self, x_NC: torch.Tensor, R: int) -> None:
+    def __init__(self, x_NC: torch.Tensor) -> None:
         N, C = x_NC.shape
-        self.x_NC, self.R, self.K = x_NC, R, -(-N // R)
+        self.x_NC, self.C = x_NC, C
         dtype = torch.float64 if x_NC.dtype == torch.float64 else torch.float32
         self.like: dict[str, Any] = {"dtype": dtype, "device": x_NC.device}
-        self.columns = torch.zeros(self.K, 13, C, **self.like)  # in the order in which _piece names them
+        self.R = max(1, _PIECE.get(x_NC.device.type, N * C) // C)
+        self.pieces = [slice(start, min(start + self.R, N)) for start in range(0, N, self.R)]
+        threads = torch.get_num_threads() if x_NC.device.type == "cpu" else 1
+        self.threads = min(threads, len(self.pieces))
         self.rows = torch.zeros(7, N, **self.like)
 
-    def run_alone(self, first: int, step: int) -> torch.Tensor:
-        """Run in a thread of the pool, whose operations stay in it."""
-        torch.set_num_threads(1)
-        with torch.no_grad():
-            return self.run(first, step)
+    def each(self, work: Callable[[list[slice]], Any]) -> list[Any]:
+        """Let each thread work on its part of the pieces; what they return."""
+        parts = [self.pieces[first :: self.threads] for first in range(self.threads)]
+        if self.threads == 1:
+            return [work(parts[0])]
+        threads = torch.get_num_threads()
 
-    def run(self, first: int, step: int) -> torch.Tensor:
-        """Add up every ``step``-th piece; the histogram (4096,) is returned, since others count at the same time."""
-        buffers = [torch.empty(self.R, self.x_NC.shape[1], **self.like) for _ in range(3)]
+        def alone(part: list[slice]) -> Any:
+            torch.set_num_threads(1)
+            with torch.no_grad():
+                return work(part)
+
+        try:
+            return list(_pool(self.threads).map(alone, parts))
+        finally:
+            torch.set_num_threads(threads)  # the number for threads to come, which those of the pool have changed
+
+    def read(self, at: slice, room_RC: torch.Tensor) -> torch.Tensor:
+        """Return rows in the precision in which they are added up."""
+        x_RC = self.x_NC[at]
+        return x_RC if x_RC.dtype == room_RC.dtype and x_RC.is_contiguous() else room_RC[: len(x_RC)].copy_(x_RC)
+
+    def room(self, count: int) -> list[torch.Tensor]:
+        """Return buffers of the size of a piece; a thread keeps them, since new memory costs as much as the sums."""
+        R = min(self.R, len(self.x_NC))
+        key = self.like["dtype"], self.like["device"]
+        if getattr(_KEPT, "key", None) != key or len(_KEPT.flat) < 3 * R * self.C:
+            _KEPT.key, _KEPT.flat = key, torch.empty(3 * max(R * self.C, _PIECE["cpu"]), **self.like)
+        return [part.view(R, self.C) for part in _KEPT.flat[: 3 * R * self.C].split(R * self.C)[:count]]
+
+    def look(self) -> None:
+        """Find extremes, what is not finite, and by what columns are shifted and scaled."""
+        N, C = self.x_NC.shape
+        found = self.each(self.extremes)
+        self.low = torch.stack([low for low, _, _ in found]).amin(0)
+        self.high = torch.stack([high for _, high, _ in found]).amax(0)
+        self.count, self.nan = torch.full((C,), N, **self.like), torch.zeros(C, **self.like)
+        self.whole = bool((self.low.isfinite() & self.high.isfinite()).all())
+        if self.whole:
+            total = torch.stack([part for _, _, part in found]).sum(0)
+        else:
+            finite_NC, x_NC = self.x_NC.isfinite(), self.x_NC.to(self.like["dtype"])
+            self.count, self.nan = finite_NC.sum(0), self.x_NC.isnan().sum(0)
+            self.low = x_NC.masked_fill(~finite_NC, torch.inf).amin(0)
+            self.high = x_NC.masked_fill(~finite_NC, -torch.inf).amax(0)
+            total = x_NC.masked_fill(~finite_NC, 0.0).double().sum(0)
+            self.rows[6] = (~finite_NC).sum(1)
+        shift = (total / self.count.clamp(min=1)).to(self.like["dtype"])
+        self.shift = shift.clamp_(self.low, self.high).nan_to_num_(0.0, 0.0, 0.0)
+        reach = torch.maximum(self.high - self.shift, self.shift - self.low).nan_to_num_(0.0, 3e38, 0.0)
+        # Powers of deviations of 1e-12, or of 1e10, leave float32. A power of two brings them near 1, without rounding.
+        self.unit = _power_of_two(reach)
+
+    def extremes(self, pieces: list[slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Smallest and largest value of each column, NaN where one is among them, and the sum in float64."""
+        (room_RC,) = self.room(1)
+        low = torch.full((self.C,), torch.inf, **self.like)
+        high, total = -low, torch.zeros_like(low, dtype=torch.float64)
+        for at in pieces:
+            x_RC = self.read(at, room_RC)
+            torch.minimum(low, x_RC.amin(0), out=low)
+            torch.maximum(high, x_RC.amax(0), out=high)
+            total += x_RC.sum(0)
+        return low, high, total
+
+    def add(self, pieces: list[slice]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add up pieces: float64 (6, C) of four powers of (x - shift) / unit, |x| and large ones; bins (4096,)."""
+        room_RC, a_RC, b_RC = self.room(3)
+        columns = torch.zeros(6, self.C, dtype=torch.float64, device=self.x_NC.device)
         histogram = torch.zeros(1 << (31 - DROPPED_BITS), dtype=torch.int64, device=self.x_NC.device)
-        for k in range(first, self.K, step):
-            at = slice(k * self.R, min((k + 1) * self.R, len(self.x_NC)))
-            x_RC = self.x_NC[at]
-            a_RC, b_RC, c_RC = (buffer[: len(x_RC)] for buffer in buffers)
-            if x_RC.dtype != c_RC.dtype or not x_RC.is_contiguous():
-                x_RC = c_RC.copy_(x_RC)
-            histogram += _piece(x_RC, self.columns[k], self.rows[:, at], a_RC, b_RC)
-        return histogram
+        part, inverse, offset = torch.zeros(5, self.C, **self.like), 1 / self.unit, -self.shift / self.unit
+        for at in pieces:
+            x_RC = self.read(at, room_RC)
+            a_RC, b_RC = a_RC[: len(x_RC)], b_RC[: len(x_RC)]  # the last piece is shorter
+            bad_RC = None if self.whole else ~x_RC.isfinite()
+            deviant_RC = x_RC if bad_RC is None else torch.where(bad_RC, self.shift, x_RC)  # which adds nothing
+            x_RC = x_RC if bad_RC is None else x_RC.masked_fill(bad_RC, 0.0)
+            peak_R, magnitude_R = self.rows[:2, at]
+            torch.abs(x_RC, out=a_RC)
+            torch.sum(a_RC, 0, out=part[4])
+            torch.amax(a_RC, 1, out=peak_R)
+            torch.sum(a_RC, 1, out=magnitude_R)
+            if float(peak_R.max()) >= LARGE:
+                columns[5] += (a_RC >= LARGE).sum(0)
+            room = b_RC.view(torch.int32) if b_RC.dtype == torch.float32 else None
+            bits_RC = torch.bitwise_right_shift(a_RC.float().view(torch.int32), DROPPED_BITS, out=room)
+            histogram += torch.bincount(bits_RC.view(-1), minlength=len(histogram))
+            if bad_RC is not None:
+                histogram[0] -= bad_RC.sum()  # zeros stood in for them
 
-    def joined(self, histogram: torch.Tensor) -> Sums:
-        """Join the pieces."""
-        columns_KC = self.columns.double().cpu().numpy().transpose(1, 0, 2)
-        n, shift, unit, p1, p2, p3, p4, low, high, *others = columns_KC
-        p1, p2, p3, p4 = p1 * unit, p2 * unit**2, p3 * unit**3, p4 * unit**4
-        step = p1 / np.maximum(n, 1)  # what rounding left between the shift and the mean
-        m2 = p2 - step * p1
-        m3 = p3 - 3 * step * p2 + 2 * step**2 * p1
-        m4 = p4 - 4 * step * p3 + 6 * step**2 * p2 - 3 * step**3 * p1
-        return Sums(
-            joined_powers(np.stack([n, shift + step, np.maximum(m2, 0.0), m3, np.maximum(m4, 0.0)])),
-            np.stack([low.min(0), high.max(0)]),
-            np.stack([other.sum(0) for other in others]),
-            self.rows.double().cpu().numpy(),
-            histogram.cpu().numpy()[:BINS],
-        )
+            torch.addcmul(offset, deviant_RC, inverse, out=a_RC)
+            torch.sum(a_RC, 0, out=part[0])
+            torch.mul(a_RC, a_RC, out=b_RC)
+            torch.sum(b_RC, 0, out=part[1])
+            torch.mul(a_RC, b_RC, out=a_RC)
+            torch.sum(a_RC, 0, out=part[2])
+            torch.mul(b_RC, b_RC, out=b_RC)
+            torch.sum(b_RC, 0, out=part[3])
+            columns[:5] += part
+            _add_rows(x_RC, self.rows[:, at], a_RC, b_RC)
+        return columns, histogram
 
 
-def _piece(
-    x_RC: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor, a_RC: torch.Tensor, b_RC: torch.Tensor
-) -> torch.Tensor:
-    """Add up one piece, with two buffers of its size; return its histogram."""
-    count, shift, unit, p1, p2, p3, p4, low, high, magnitude, large, nan, infinite = columns
-    peak_R, magnitude_R, mean_R, m2_R, m4_R, unit_R, bad_R = rows
-    torch.amin(x_RC, 0, out=low)
-    torch.amax(x_RC, 0, out=high)
-    count.fill_(len(x_RC))
-    finite_RC = None
-    if not bool((low.isfinite() & high.isfinite()).all()):
-        finite_RC = x_RC.isfinite()
-        count.copy_(finite_RC.sum(0))
-        nan.copy_(x_RC.isnan().sum(0))
-        torch.sub(len(x_RC) - count, nan, out=infinite)
-        bad_R.copy_((~finite_RC).sum(1))
-        low.copy_(x_RC.masked_fill(~finite_RC, torch.inf).amin(0))
-        high.copy_(x_RC.masked_fill(~finite_RC, -torch.inf).amax(0))
-        x_RC = x_RC.masked_fill(~finite_RC, 0.0)
-    torch.sum(x_RC, 0, out=shift)
-    shift.div_(count.clamp(min=1)).clamp_(low, high).nan_to_num_(0.0, 0.0, 0.0)
-    reach = torch.maximum(high - shift, shift - low).nan_to_num_(0.0, 3e38, 0.0)
-    # Powers of deviations of 1e-12, or of 1e10, leave float32. A power of two brings them near 1, without rounding.
-    unit.copy_(_power_of_two(reach))
-
-    torch.abs(x_RC, out=a_RC)
-    torch.sum(a_RC, 0, out=magnitude)
-    torch.amax(a_RC, 1, out=peak_R)
-    torch.sum(a_RC, 1, out=magnitude_R)
-    least, most = float(peak_R.min()), float(peak_R.max())
-    if most >= LARGE:
-        large.copy_((a_RC >= LARGE).sum(0))
-    room = b_RC.view(torch.int32) if b_RC.dtype == torch.float32 else None
-    bits_RC = torch.bitwise_right_shift(a_RC.float().view(torch.int32), DROPPED_BITS, out=room)
-    histogram = torch.bincount(bits_RC.view(-1), minlength=1 << (31 - DROPPED_BITS))
-
-    deviant_RC = x_RC
-    if finite_RC is not None:
-        histogram[0] -= int(bad_R.sum())  # zeros stood in for them
-        deviant_RC = torch.where(finite_RC, x_RC, shift)  # no deviation: adds nothing to the sums of powers
-    torch.addcmul(-shift / unit, deviant_RC, 1 / unit, out=a_RC)
-    torch.sum(a_RC, 0, out=p1)
-    torch.mul(a_RC, a_RC, out=b_RC)
-    torch.sum(b_RC, 0, out=p2)
-    torch.mul(a_RC, b_RC, out=a_RC)
-    torch.sum(a_RC, 0, out=p3)
-    torch.mul(b_RC, b_RC, out=b_RC)
-    torch.sum(b_RC, 0, out=p4)
-
+def _add_rows(x_RC: torch.Tensor, rows: torch.Tensor, a_RC: torch.Tensor, b_RC: torch.Tensor) -> None:
+    """Find mean and deviations of rows, in units of powers of two where fourth powers would leave float32."""
+    peak_R, _, mean_R, m2_R, m4_R, unit_R, _ = rows
     unit_R.fill_(1.0)
-    if least < _PLAIN[0] or most > _PLAIN[1]:
+    least, most = torch.aminmax(peak_R)
+    if float(least) < _PLAIN[0] or float(most) > _PLAIN[1]:
         unit_R.copy_(_power_of_two(peak_R))
         x_RC = torch.mul(x_RC, (1 / unit_R)[:, None], out=b_RC)
     torch.sum(x_RC, 1, out=mean_R)
     mean_R.div_(x_RC.shape[1])
     torch.sub(x_RC, mean_R[:, None], out=a_RC)
-    a_RC.square_()
+    torch.mul(a_RC, a_RC, out=a_RC)
     torch.sum(a_RC, 1, out=m2_R)
     m4_R.copy_(torch.linalg.vector_norm(a_RC, 2, 1).square_())
-    return histogram
 
 
 def _power_of_two(size: torch.Tensor) -> torch.Tensor:
