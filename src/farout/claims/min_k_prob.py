@@ -63,7 +63,7 @@ def _concluded(setting: Setting, rows: list[dict[str, Any]], seeds: tuple[int, .
         f"strings: {verdict(gains)} ({planted[ours]:.3f} against {planted[loss]:.3f}). The paper's order, Min-K% Prob "
         f"before every baseline, {'is found' if plain[ours] > top else 'is not found'}: the best baseline on plain "
         f"documents is {best} ({top:.3f}), and Min-K%++ has {plain[STATISTICS.index('min_k++')]:.3f}. The reference "
-        "model has read other paragraphs of the same books, which tells it more than a smaller model of a family knows."
+        "model has read other paragraphs of the same books; the paper's, a smaller one of a family, may be farther off."
     )
     return Claim(
         paper="Min-K% Prob",

@@ -14,7 +14,9 @@ from farout.alarm import Alarm, check_rate
 from farout.cards import Card, find, list_cards
 from farout.contract import LABEL_RATE
 from farout.errors import BadInput, UnknownName
+from farout.io.models import open_model
 from farout.io.tables import TableFile, to_polars, write_table
+from farout.kit.training import device_named
 from farout.scoring import _rank_p_values, versions
 from farout.scoring._passes import Progress
 
@@ -167,7 +169,10 @@ def score_texts(
     rate = LABEL_RATE if rate is None else rate
     check_rate(rate, None if normal is None else len(normal))
     tell("opening", 0.0)
-    detector = _detector(card, model, parameters, seed)
+    source = model
+    if isinstance(model, str) and model.startswith("py:"):  # marked as code by whoever asks for scores
+        source = open_model(model, device=str(device_named("auto")))
+    detector = _detector(card, source, parameters, seed)
     opened = detector.open()
     tell("opening", 1.0)
     scores = detector.outlier_score(texts, lambda done: tell("reading", done))

@@ -65,6 +65,11 @@ def language_of(model: Any, tokenizer: Any = None) -> Language:
         There is no tokenizer, or what was opened is no causal language model.
     """
     torch_or_say("reading texts with a language model")
+    if isinstance(model, str) and model.startswith("py:"):
+        raise BadInput(
+            f"'{model}' is code, which a detector, that may come from a file, does not run: open it with "
+            "farout.io.models.open_model, and give what that returns"
+        )
     if isinstance(model, str | Path):
         from farout.data.pretrained import pretrained, pretrained_names
         from farout.io.models import open_model

@@ -237,6 +237,21 @@ class MinKProb(Detector):
         self._check_fitted()
         return super().decision_function(X)
 
+    def save(self, path: str | Path) -> None:
+        """Write the detector with the paths of its models, which are not in the file.
+
+        Raises
+        ------
+        BadInput
+            A model or tokenizer was given as an object.
+        """
+        for name in ("model", "tokenizer", "reference"):
+            if not isinstance(getattr(self, name), str | Path | None):
+                raise BadInput(
+                    f"'{name}' is an object in memory, which cannot be saved: give 'MinKProb' a path instead"
+                )
+        super().save(path)
+
     def tokens(self, X: Any) -> list[Tokens]:
         """Return each text as the model reads it: its tokens and their log-probabilities.
 
