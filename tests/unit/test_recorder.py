@@ -536,6 +536,91 @@ def test_importing_the_recorder_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_threads_add_up_the_same():
+    torch.manual_seed(0)
+    x = torch.randn(2000, 300) * torch.rand(300) + torch.randn(300)  # five pieces
+    x[700, 4] = float("inf")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = ChannelStats.of(x, 500)
+        torch.set_num_threads(3)
+        three = ChannelStats.of(x, 500)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for field in dataclasses.fields(one):
+        a, b = getattr(one, field.name), getattr(three, field.name)
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(a).max(initial=0))
+
+
+def test_what_is_not_finite_is_reported_where_it_arises():
+    model, ids, *_ = made("llama")
+    with torch.no_grad():
+        model.embed.weight[7] = 1.0
+        model.layers[1].down.weight[3] = float("inf")
+    ids[ids == 7] = 8
+    recording = record(model, [ids])
+    assert not recording["layers.1.norm1.out"].position_bad.any()
+    assert (recording["layers.1.out"].nan + recording["layers.1.out"].infinite).nonzero()[0].tolist() == [3]
+    assert recording["norm.out"].tokens == 0 and np.isnan(recording["norm.out"].token_kurtosis)
+
+
+def test_a_dictionary_is_halved_and_the_error_of_the_cpu_is_known():
+    model, ids, *_ = made("llama")
+
+    def scarce(model, batch):
+        if len(batch["input_ids"]) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return model(**batch)
+
+    mask = torch.ones_like(ids)
+    mask[5, 6:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    with pytest.warns(UserWarning, match="a batch of 6 did not fit"):
+        recording = record(model, [batch], forward=scarce)
+    assert recording["norm.in"].count[0] == mask.sum()
+    with pytest.raises(RuntimeError, match="another"):
+        record(model, [batch], forward=lambda model, batch: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("shape", "period", "dtype"),
+    [
+        ((600, 40), 60, torch.float32),
+        ((300, 200), 300, torch.float32),
+        ((90, 130), 1, torch.bfloat16),
+        ((64, 300), 8, torch.float16),
+    ],
+)
+def test_kernels_equal_the_reference(shape, period, dtype):
+    pytest.importorskip("triton")
+    from farout.inside._kernels import Board
+
+    torch.manual_seed(0)
+    board = Board()
+    x = (torch.randn(shape) * 3 + torch.randn(shape[1]) * 4).to(dtype).cuda()
+    y = torch.randn(shape).to(dtype).cuda()
+    x[5, 7], y[3, 2], y[9, 1], x[11] = 50, float("nan"), float("inf"), 0
+    keep = torch.rand(shape[0]).cuda() > 0.2
+    for rows, kept, counts in ((x, None, True), (y, None, False), (y, keep, True), (x * 1e-3, None, True)):
+        board.start()
+        assert board.take("site", rows, period, kept)
+        if counts:
+            board.keep()
+    got = board.stats()["site"]
+    parts = [ChannelStats.of(x, period), ChannelStats.of(y, period, keep), ChannelStats.of(x * 1e-3, period)]
+    expected = parts[0].merge(parts[1]).merge(parts[2])
+    scale = {
+        "mean": np.abs(expected.mean) + np.sqrt(expected.variance),
+        "m3": np.abs(expected.m4) ** 0.75 * expected.count**0.25,
+    }
+    for field in dataclasses.fields(got):
+        a, b = getattr(got, field.name), getattr(expected, field.name)
+        assert np.all(np.abs(a - b) <= 1e-5 * scale.get(field.name, np.abs(b))), field.name
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ZOO)
 def test_a_gpu_gives_the_same_facts(name):

@@ -114,6 +114,9 @@ class Recording:
     def gathered(self, group: Any = None) -> Recording:
         """Return the recording of all ranks of ``torch.distributed`` together, on each of them; itself without ranks.
 
+        Ranks exchange what they have merged (kilobytes a site) once, at the end, rather than all-reduce it: ranks may
+        have met different sites and lengths, and moments of higher order do not add up.
+
         Parameters
         ----------
         group : process group, optional

@@ -130,7 +130,8 @@ class _Pieces:
         found = self.each(self.extremes)
         self.low = torch.stack([low for low, _, _ in found]).amin(0)
         self.high = torch.stack([high for _, high, _ in found]).amax(0)
-        self.count, self.nan = torch.full((C,), N, **self.like), torch.zeros(C, **self.like)
+        self.count = torch.full((C,), N, device=self.x_NC.device)
+        self.nan = torch.zeros_like(self.count)
         self.whole = bool((self.low.isfinite() & self.high.isfinite()).all())
         if self.whole:
             total = torch.stack([part for _, _, part in found]).sum(0)
