@@ -21,8 +21,8 @@ the change of ``y`` and ``g`` the gradient of the log-probability of outputs tha
 ``sum_t (g_t d_t)^2 / 2`` estimates the Kullback-Leibler divergence between the model's outputs before and after (the
 expectation of ``g g'`` is Fisher's information). Changes at different tokens count as independent, which spares many
 draws; where attention averages the same error over tokens, as it does with values, the cost is underestimated, by up to
-five times in SmolLM2. A model without logits is probed along random directions of its output instead, and the estimate is the squared
-change over the squared output.
+five times in SmolLM2. A model without logits is probed along random directions of its output instead, and the estimate
+is the squared change over the squared output.
 
 The map that gives the logits is left out, as recipes leave it.
 """
