@@ -27,8 +27,9 @@ from scipy.stats import spearmanr
 
 from farout.data import find
 from farout.data.pretrained import pretrained
+from farout.inside._rounded_map import RoundedMap
 from farout.inside._sites import sites_of
-from farout.inside.quantization_cost import SCHEMES, Cost, _Product, quantization_costs
+from farout.inside.quantization_cost import SCHEMES, Cost, quantization_costs
 from farout.io.models import open_model
 
 BAR = 0.8  # Spearman's correlation
@@ -134,7 +135,7 @@ def rounded(site: Any, scheme: str) -> Iterator[None]:
     """Round one map while the model runs."""
 
     def hook(module: Any, args: Any, output: Any) -> Any:
-        product = _Product(site, args[0].float(), None, 0)
+        product = RoundedMap(site, args[0].float(), None, 0)
         return output + (product.rounded(scheme, "") - product.plain).view_as(output).to(output.dtype)
 
     handle = site.module.register_forward_hook(hook)

@@ -75,7 +75,7 @@ def test_groups_of_weights_equal_numpy():
 
 
 def test_a_rotation_spreads_a_column_and_changes_nothing_unrounded():
-    from farout.inside.quantization_cost import _turn
+    from farout.inside._rounded_map import _turn
 
     x, weight = torch.randn(9, 48, dtype=torch.float64), torch.randn(7, 48, dtype=torch.float64)
     turn = _turn(48, 0, x)

@@ -27,9 +27,8 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
             beyond[site] = float(stats.absmax.max())
     found = []
     if bad:
-        site = min(
-            bad, key=lambda name: (recording.kinds[name] != "weight", order.index(recording.aliases.get(name, name)))
-        )
+        first = {name: order.index(recording.aliases.get(name, name)) for name in bad}
+        site = min(bad, key=lambda name: (recording.kinds[name] != "weight", first[name]))
         stats = recording[site]
         channel = int(np.argmax(stats.nan + stats.infinite))
         positions = np.flatnonzero(stats.position_bad).tolist()

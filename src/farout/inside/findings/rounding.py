@@ -32,8 +32,9 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
             half += 1
         size = whole / BOUND
         says = f"Plain rounding to {_READS[scheme]} is predicted to cost {_amount(whole, costs)}"
+        gain: float | None = 1.0
         if size < 1:
-            says, remedy, recipe, gain = says + ".", "Plain rounding is enough.", "rtn", 1.0
+            says, remedy, recipe = says + ".", "Plain rounding is enough.", "rtn"
         else:
             says += f"; {half} of {len(costs)} maps cause half of it, '{worst.layer}' alone {share:.0%}."
             remedy, recipe, gain = best_remedy(costs, scheme, tuple(REMEDIES), "rotation")
