@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 
 from farout.errors import BadInput
-from farout.inspecting import inspect
+from farout.inside import Cost, Finding, Recording
+from farout.inspecting import Inspection, inspect
+from farout.inspecting._changes import finding_changes
 from farout.report._inspection_costs import recipes
 from farout.report._inspection_stream import binned, outlier_channels
 
@@ -191,6 +193,19 @@ def test_recipes_sum_up_what_costs_say(found):
     scales = [cost.remedies["per-token scales"]["w8a8"] for cost in found.costs]
     assert table["w8a8", "per-token scales"]["mean"] == pytest.approx(np.mean(scales))
     assert ("w4a4", "per-token scales") not in table  # that scheme has them already
+    assert len({row["maps"] for row in table.values()}) == 1
+
+
+def test_a_recipe_for_some_of_the_maps_leaves_the_others_as_they_are():
+    def cost(layer, plain, left):
+        remedies = {"rotation": {"w8a8": left}, "smoothquant": {"w8a8": plain}}
+        losses = {name: {"w8a8": 10 * by["w8a8"]} for name, by in remedies.items()}
+        return Cost(layer, f"{layer}.weight", (2, 2), {"w8a8": plain}, remedies, {"w8a8": 10 * plain}, losses)
+
+    found = Inspection("made", {}, Recording(), costs=[cost("conv", 0.2, 0.2), cost("linear", 0.1, 0.02)])
+    assert [(row["recipe"], row["maps"]) for row in found.recipes.to_dicts()] == [("plain", 2), ("rotation", 2)]
+    np.testing.assert_allclose(found.recipes["loss"], [3.0, 2.2])
+    np.testing.assert_allclose(found.recipes["mean"], [0.15, 0.11])
 
 
 def test_a_planted_channel_stands_in_the_twin_and_in_the_page(planted, tmp_path):
@@ -268,6 +283,25 @@ def test_a_planted_change_is_named(found, planted, tmp_path):
     twin = json.loads((tmp_path / "twin.json").read_text(), parse_constant=pytest.fail)
     assert twin["compared"]["sites"][0]["site"] == "blocks.1.mlp.bias"
     assert twin["compared"]["other"]["layers"][2]["channel"] == PLANTED
+
+
+def test_findings_are_paired_by_kind_scheme_and_place():
+    def finding(kind, where, size, scheme=None):
+        return Finding(kind, where, size, f"{kind} at {where}", {"scheme": scheme} if scheme else {})
+
+    one = [finding("rounding cost", "a", 4.0, "w4a4"), finding("rounding cost", "a", 2.0, "w8a8")]
+    one += [finding("heavy tail", "b", 5.0), finding("heavy tail", "c", 6.0), finding("spike", "d", 3.0)]
+    other = [finding("rounding cost", "a", 2.0, "w8a8"), finding("rounding cost", "a", 0.5, "w4a4")]
+    other += [finding("heavy tail", "c", 12.0), finding("heavy tail", "e", 5.1), finding("dead units", "f", 1.5)]
+    seen = {(c.what, c.kind, c.where): (c.size, c.other_size) for c in finding_changes(one, other)}
+    assert seen == {
+        ("new", "dead units", "f"): (None, 1.5),
+        ("gone", "rounding cost", "a"): (4.0, None),  # within its bound is no finding
+        ("gone", "spike", "d"): (3.0, None),
+        ("same", "rounding cost", "a"): (2.0, 2.0),
+        ("grown", "heavy tail", "c"): (6.0, 12.0),
+        ("same", "heavy tail", "e"): (5.0, 5.1),  # it moved
+    }
 
 
 def test_models_of_other_architectures_are_said_not_to_match(found, tmp_path):
@@ -426,8 +460,8 @@ def test_what_is_said_of_costs_follows_from_the_numbers(found):
 
 def test_an_inspection_shows_itself_in_a_few_lines(planted):
     first, *rest = repr(planted).splitlines()
-    assert first == f"<inspection of 'planted': {len(planted.findings)} findings>"
-    assert len(rest) == len(planted.findings) and planted.findings[0].says in rest[0]
+    assert first == f"<inspection of 'planted': {len(planted.grave)} findings>"
+    assert len(rest) == len(planted.grave) and planted.findings[0].says in rest[0]
 
 
 def test_table_of_sites_in_other_formats(found, tmp_path):

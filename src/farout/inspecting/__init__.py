@@ -9,23 +9,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-from farout.errors import BadInput, nearest
+import numpy as np
+
+from farout.errors import BadInput
 from farout.inspecting._changes import Change
-from farout.inspecting._costs import ENERGY
 from farout.inspecting._inspection import Inspection
 from farout.inspecting._samples import sample_for
+from farout.inspecting._steps import LossUnit, Progress, costs_of, open_named, pieces_of, recorded, told
 from farout.kit.training import device_named, torch_or_say
 
-if TYPE_CHECKING:
-    from farout.io.models import OpenModel
-
 __all__ = ["Change", "Inspection", "inspect"]
-
-Progress = Callable[[str, float], None]
-WHAT = ("residual", "norm", "linear", "attention", "probs", "weight")
 
 
 def inspect(
@@ -96,7 +92,9 @@ def inspect(
     for word, size in sizes.items():
         if size < 1:
             raise BadInput(f"{word.replace('_', ' ')} is at least 1, not {size}")
-    if not isinstance(data, str | os.PathLike) and isinstance(data, Iterable):
+    if hasattr(data, "ndim") and not isinstance(data, np.ndarray):
+        data = [data]  # one tensor is one batch
+    elif not isinstance(data, str | os.PathLike | np.ndarray) and isinstance(data, Iterable):
         data = list(data)  # read twice, and by both models
     settings = {**sizes, "seed": seed, "tokenizer": tokenizer, "device": str(device_named(device))}
     found = _inspect(model, data, settings, name, tell)
@@ -109,12 +107,11 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
     """Look into one model."""
     import torch
 
-    from farout.inside import record
     from farout.inside.diagnosis import diagnose
-    from farout.inside.quantization_cost import quantization_costs
 
     started = time.perf_counter()
-    seconds, seed = {}, settings["seed"]
+    seconds: dict[str, float] = {}
+    seed = settings["seed"]
 
     def took(what: str) -> None:
         seconds[what] = round(time.perf_counter() - started - sum(seconds.values()), 3)
@@ -122,27 +119,24 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # an expression may draw weights
         tell("opening", 0.0)
-        opened = _open(model, settings, name)
+        opened = open_named(model, settings, name)
         sample = sample_for(opened, data, settings["samples"])
         batches = list(sample.batches(opened, settings["length"], settings["batch_size"]))
         if not batches:
             raise BadInput(f"there is nothing to read in {sample.source}")
         tell("opening", 1.0)
         took("opening")
-        unit = _LossUnit()
-        hook = opened.model.register_forward_hook(unit.see)
-        try:
-            recording = record(opened.model, _told(batches, tell), what=WHAT)
-        finally:
-            hook.remove()
+        unit = LossUnit()
+        recording = recorded(opened, told(batches, tell), unit)
         took("recording")
-        few = _one_by_one(batches) if opened.takes == "tokens" else batches  # a few hundred tokens are enough
-        costs = quantization_costs(opened.model, few, seed=seed, progress=lambda done: tell("rounding", done))
+        costs = costs_of(opened, batches, seed, tell)
         took("rounding")
         tell("reading", 0.0)
         known = [cost for cost in costs if all(map(math.isfinite, cost.errors.values()))]
         findings = diagnose(recording, known)
-        lost = len(costs) - len(known)
+        if len(known) < len(costs):
+            lost = ", ".join(f"'{cost.layer}'" for cost in costs if cost not in known)
+            opened.notes.append(f"no cost is known of maps whose output holds values that are no numbers: {lost}")
         tell("reading", 1.0)
         took("reading")
     return Inspection(
@@ -153,9 +147,9 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
         costs=costs,
         takes=opened.takes,
         causal=opened.causal,
-        tokens=_pieces(opened, batches),
+        tokens=pieces_of(opened, batches),
         loss_unit=unit.name,
-        notes=list(dict.fromkeys([*opened.notes, *sample.notes, *recording.notes, *_lost(lost)])),
+        notes=list(dict.fromkeys([*opened.notes, *sample.notes, *recording.notes])),
         settings={
             "model": str(model) if isinstance(model, str | os.PathLike) else type(opened.model).__name__,
             "data": sample.source,
@@ -165,81 +159,6 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
             "versions": _versions(),
         },
     )
-
-
-def _open(model: Any, settings: dict[str, Any], name: str | None) -> OpenModel:
-    """Open a model by its name or path, or take a module as it is."""
-    from dataclasses import replace
-
-    from farout.data.pretrained import pretrained, pretrained_names
-    from farout.io.models import OpenModel, open_model
-
-    if isinstance(model, OpenModel):
-        opened = model
-    else:
-        source = model
-        if model in pretrained_names():
-            source, name = pretrained(model), name or model
-        elif isinstance(model, str) and "." not in model and ":" not in model and not os.path.exists(model):
-            raise BadInput(
-                f"there is no folder '{model}' and no packaged model of that name "
-                f"({nearest(model, pretrained_names())}); give a folder of transformers, a .gguf, .safetensors or "
-                ".onnx file, timm:NAME or py:EXPRESSION"
-            )
-        opened = open_model(source, tokenizer=settings["tokenizer"], device=settings["device"])
-    return replace(opened, name=name) if name else opened
-
-
-def _told(batches: list[Any], tell: Progress) -> Iterator[Any]:
-    """Hand on batches, and say how many have been read."""
-    for place, batch in enumerate(batches):
-        tell("recording", place / len(batches))
-        yield batch
-    tell("recording", 1.0)
-
-
-def _lost(maps: int) -> list[str]:
-    """Say of how many linear maps the cost is not known."""
-    return (
-        [f"the output of {maps:,} linear maps holds values that are no numbers; their cost is not known"]
-        if maps
-        else []
-    )
-
-
-def _one_by_one(batches: list[Any]) -> Iterator[Any]:
-    """Take batches apart into their sequences."""
-    from farout.inside._sites import length_of, mapped
-
-    for batch in batches:
-        for row in range(length_of(batch)):
-            yield mapped(batch, lambda tensor, row=row: tensor[row : row + 1] if tensor.ndim else tensor)
-
-
-class _LossUnit:
-    """Learns from what a model gives in what unit a rise of its loss is predicted."""
-
-    name = ""
-
-    def see(self, model: Any, args: Any, output: Any) -> None:
-        """Look at an output; logits by name are those of tokens or of whole samples."""
-        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        words = {2: "nats a sample", 3: "nats a token"}
-        self.name = words.get(getattr(logits, "ndim", 0), ENERGY)
-
-
-def _pieces(opened: OpenModel, batches: list[Any]) -> list[list[str]]:
-    """Return the pieces of text of each sequence by position."""
-    if opened.tokenizer is None:
-        return []
-    rows = []
-    for batch in batches:
-        ids = batch["input_ids"] if isinstance(batch, dict) else batch
-        keep = batch.get("attention_mask") if isinstance(batch, dict) else None
-        for place, row in enumerate(ids.tolist()):
-            size = len(row) if keep is None else int(keep[place].sum())
-            rows.append([opened.tokenizer.piece(token) for token in row[:size]])
-    return rows
 
 
 def _versions() -> dict[str, str]:

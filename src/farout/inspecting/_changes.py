@@ -59,24 +59,31 @@ def site_changes(one: Recording, other: Recording) -> pl.DataFrame:
 
 
 def finding_changes(one: list[Finding], other: list[Finding]) -> list[Change]:
-    """Pair findings of a kind: first those at the same place, then the others in their order."""
-    left, pairs = list(other), []
+    """Pair findings of a kind: first those at the same place, then the others in their order.
+
+    Those within their bounds are no findings here, so that one which shrinks below its bound is gone.
+    """
+    one, other = ([finding for finding in found if finding.size >= 1] for found in (one, other))
+    pairs: list[tuple[Finding, Finding]] = []
     for same_place in (True, False):
-        for mine in one:
-            if any(mine is pair[0] for pair in pairs):
-                continue
-            match = next((f for f in left if f.kind == mine.kind and (not same_place or f.where == mine.where)), None)
-            if match is not None:
-                left.remove(match)
-                pairs.append((mine, match))
-    gone = [mine for mine in one if not any(mine is pair[0] for pair in pairs)]
-    changes = [Change("new", f.kind, f.where, f.says, None, f.size) for f in left]
+        for mine in [mine for mine in one if not any(mine is pair[0] for pair in pairs)]:
+            free = [theirs for theirs in other if not any(theirs is pair[1] for pair in pairs)]
+            pairs += [(mine, theirs) for theirs in free if _alike(mine, theirs, same_place)][:1]
+    new = [f for f in other if not any(f is theirs for _, theirs in pairs)]
+    gone = [f for f in one if not any(f is mine for mine, _ in pairs)]
+    changes = [Change("new", f.kind, f.where, f.says, None, f.size) for f in new]
     changes += [Change("gone", f.kind, f.where, f.says, f.size, None) for f in gone]
-    for mine, match in pairs:
-        ratio = _ratio(match.size, mine.size)
+    for mine, theirs in pairs:
+        ratio = _ratio(theirs.size, mine.size)
         what = "same" if _octaves(ratio) <= ALIKE else "grown" if ratio > 1 else "shrunk"
-        changes.append(Change(what, match.kind, match.where, match.says, mine.size, match.size))
+        changes.append(Change(what, theirs.kind, theirs.where, theirs.says, mine.size, theirs.size))
     return changes
+
+
+def _alike(mine: Finding, theirs: Finding, same_place: bool) -> bool:
+    """Whether two findings say the same thing of two models."""
+    same = mine.kind == theirs.kind and mine.evidence.get("scheme") == theirs.evidence.get("scheme")
+    return same and (mine.where == theirs.where or not same_place)
 
 
 def sentence(one: Any, other: Any) -> str:

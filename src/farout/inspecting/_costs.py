@@ -23,13 +23,24 @@ _ROUNDING: dict[str, Any] = {
 
 
 def rounding_table(costs: list[Any]) -> pl.DataFrame:
-    """Lay costs out in rows; a remedy that changes nothing has no place in a scheme, and no row."""
+    """Lay costs out in rows.
+
+    A remedy that has no place in a scheme, so that it changes no map, has no row. Where it changes some maps, the
+    others stay as they are: a sum over some of the maps would look like a gain.
+    """
+    helps = {
+        (scheme, remedy)
+        for cost in costs
+        for remedy, left in cost.remedies.items()
+        for scheme, error in left.items()
+        if error != cost.errors[scheme]
+    }
     rows = []
     for cost in costs:
         for scheme, error in cost.errors.items():
             rows.append((cost.layer, cost.weight, scheme, PLAIN, error, cost.loss.get(scheme)))
             for remedy, left in cost.remedies.items():
-                if left.get(scheme, error) != error:
+                if (scheme, remedy) in helps:
                     kept = cost.remedy_loss.get(remedy, {}).get(scheme)
                     rows.append((cost.layer, cost.weight, scheme, remedy, left[scheme], kept))
     return pl.DataFrame(rows, schema=_ROUNDING, orient="row").with_columns(pl.col("error", "loss").fill_nan(None))
@@ -44,7 +55,7 @@ def recipe_table(rounding: pl.DataFrame) -> pl.DataFrame:
         pl.col("error").mean().alias("mean"),
         pl.col("error").max().alias("worst"),
         pl.col("layer").get(worst).alias("worst_layer"),
-        # a sum over some of the maps only would look like a gain
+        # of some of the maps only it would look like a gain
         pl.when(pl.col("loss").null_count() == 0).then(pl.col("loss").sum()).alias("loss"),
     )
     order = {scheme: place for place, scheme in enumerate(SCHEMES)}
@@ -61,14 +72,13 @@ def best_recipe(recipes: pl.DataFrame, scheme: str) -> dict[str, Any] | None:
 
 def verdict(name: str, findings: list[Finding], recipes: pl.DataFrame, unit: str) -> list[str]:
     """Say what stands out, what rounding costs, and what to do first."""
-    grave = [finding for finding in findings if finding.size >= 1]
-    numbers = [finding for finding in grave if finding.kind != "rounding cost"]
+    numbers = [finding for finding in findings if finding.kind != "rounding cost"]
     said = [_whole(numbers[0].says) if numbers else f"Nothing stands out among the numbers inside '{name}'."]
     for scheme in ("w8a8", "w4a4"):
         plain = recipes.filter((pl.col("scheme") == scheme) & (pl.col("recipe") == PLAIN))
         if plain.height:
             said.append(_cost_sentence(scheme, plain.row(0, named=True), best_recipe(recipes, scheme), unit))
-    remedy = next((finding.remedy for finding in [*numbers, *grave] if finding.remedy), "")
+    remedy = next((finding.remedy for finding in [*numbers, *findings] if finding.remedy), "")
     return [*said, *([_whole(remedy)] if remedy else [])]
 
 

@@ -106,6 +106,16 @@ class Inspection:
         """One row for each scheme and recipe: its errors over all linear maps, and the loss they predict."""
         return _costs.recipe_table(self.rounding)
 
+    @property
+    def grave(self) -> list[Finding]:
+        """The findings beyond their bounds; the others say that something is as it should be."""
+        return [finding for finding in self.findings if finding.size >= 1]
+
+    def best(self, scheme: str) -> str:
+        """Return the recipe that leaves the least of the cost of a scheme; empty where none beats plain rounding."""
+        found = _costs.best_recipe(self.recipes, scheme)
+        return found["recipe"] if found else ""
+
     def pieces(self, position: int, most: int = 3) -> list[str]:
         """Return the pieces of text at a position, the most frequent first; none where there is no tokenizer."""
         seen = Counter(row[position] for row in self.tokens if position < len(row))
@@ -113,7 +123,7 @@ class Inspection:
 
     def verdict(self) -> list[str]:
         """Say in a few sentences what is wrong with the model, what that costs, and what to do first."""
-        return _costs.verdict(self.name, self.findings, self.recipes, self.loss_unit)
+        return _costs.verdict(self.name, self.grave, self.recipes, self.loss_unit)
 
     def compared(self, other: Inspection) -> Inspection:
         """Return this inspection beside that of another model, such as the same one after a change."""
@@ -172,8 +182,8 @@ class Inspection:
             write_table(self.frame(), path)
 
     def __repr__(self) -> str:
-        said = (f"  {finding.size:9.3g} x  {finding.says}" for finding in self.findings)
-        return "\n".join([f"<inspection of '{self.name}': {len(self.findings)} findings>", *said])
+        said = (f"  {finding.size:9.3g} x  {finding.says}" for finding in self.grave)
+        return "\n".join([f"<inspection of '{self.name}': {len(self.grave)} findings>", *said])
 
 
 def _finite(value: Any) -> Any:

@@ -60,10 +60,10 @@ def number(value: Any) -> str:
 
 
 def log_axis(values: np.ndarray) -> dict[str, Any]:
-    """Return a logarithmic axis, with a label to each power of ten where there are a few of them."""
+    """Return a logarithmic axis; where it spans little, 2 and 5 have labels beside the powers of ten."""
     known = values[np.isfinite(values) & (values > 0)]
     decades = np.log10(known.max() / known.min()) if known.size else 0.0
-    return {"type": "log", "exponentformat": "power"} | ({"dtick": 1} if decades > 1.5 else {"nticks": 6})
+    return {"type": "log", "exponentformat": "power"} | {"dtick": 1 if decades > 1.5 else "D2"}
 
 
 def pieces_in_words(pieces: list[str]) -> str:

@@ -62,7 +62,7 @@ def _cell(
     gain = base[by] / row[by] if base and row[by] and row is not base else None
     return {
         "value": number(row["loss"]) if loses else _share(row["mean"]),
-        "gain": "" if gain is None else f"{gain:,.3g} × less" if gain >= 1 else f"{1 / gain:,.3g} × more",
+        "gain": "" if gain is None else f"{number(gain)} × less" if gain >= 1 else f"{number(1 / gain)} × more",
         "note": f"error {_share(row['mean'])}, median {_share(row['median'])}"
         if loses
         else f"median {_share(row['median'])}",
@@ -90,8 +90,8 @@ def costs(found: Any) -> list[Section]:
         axis = "" if row == 0 else str(row + 1)
         these = rounding.filter(rounding["scheme"] == scheme)
         data.append(_bars(these.filter(these["recipe"] == PLAIN), place, f"y{axis}"))
-        best = _best(these)
-        if best is not None:
+        best = found.best(scheme)
+        if best:
             data.append(_ticks(these.filter(these["recipe"] == best), place, best, f"y{axis}", low))
         top, part = 1 - row / len(schemes), 1 / len(schemes)
         layout[f"yaxis{axis}"] = {
@@ -128,12 +128,6 @@ def costs(found: Any) -> list[Section]:
     )
     alt = f"Bars of rounding errors of {len(order)} linear maps in {len(schemes)} schemes"
     return [Section("What rounding costs", figure({"data": data, "layout": layout}, alt), intro)]
-
-
-def _best(these: pl.DataFrame) -> str | None:
-    """Return the recipe with the smallest mean error; None where plain rounding has it."""
-    means = these.group_by("recipe", maintain_order=True).agg(pl.col("error").mean()).drop_nulls().sort("error")
-    return None if not means.height or means["recipe"][0] == PLAIN else means["recipe"][0]
 
 
 def _bars(rows: pl.DataFrame, place: dict[str, int], axis: str) -> dict[str, Any]:

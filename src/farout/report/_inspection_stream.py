@@ -75,7 +75,7 @@ def heat_maps(found: Any) -> list[Section]:
     }
     intro = (
         "Above: how far each channel ever reaches. Below: how large it usually is, on the same scale. A channel that "
-        "stands out in both maps is always large; one that stands out only above spikes at a few tokens."
+        "stands out in both maps is always large; one that stands out only above spikes at a few positions."
     )
     binning = f" {width:,} channels are drawn in cells of {step}, each by its farthest one." if step > 1 else ""
     caption = (

@@ -62,7 +62,7 @@ def write_page(found: Inspection, path: str | PathLike[str]) -> None:
 
 
 def _lead(found: Inspection) -> Markup:
-    count = sum(finding.size >= 1 for finding in found.findings)
+    count = len(found.grave)
     first, *rest = found.verdict()
     first_of = {change.what: change.says for change in reversed(found.finding_changes())}
     turned = [(what, first_of[what]) for what in ("new", "gone") if what in first_of]
@@ -99,8 +99,8 @@ def _findings(found: Inspection) -> Section:
         if cards
         else ""
     )
-    grave = [card for card, finding in zip(cards, found.findings) if finding.size >= 1]
-    body = render("inspection_findings.html", cards=grave, within=cards[len(grave) :], notes=found.notes)
+    grave = len(found.grave)
+    body = render("inspection_findings.html", cards=cards[:grave], within=cards[grave:], notes=found.notes)
     return Section("What stands out", body, intro)
 
 
