@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from farout.errors import BadInput, UnknownName
-from farout.inside._causal_structure import Layer, Path, layers_of
+from farout.inside._causal_structure import Path, layers_of
 from farout.inside._causal_trace import Trace, editing, trace
 
 if TYPE_CHECKING:

@@ -23,11 +23,15 @@ __all__ = ["Layer", "Path", "layers_of"]
 LINEAR = ("conv1d", "conv2d", "conv3d", "linear")
 SHAPES = ("flatten", "view", "reshape", "squeeze", "contiguous")
 POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
-BY_CHANNEL = (
+BENDS = (
     *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus"),
     *("sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softsign", "threshold", "clamp"),
+    *("clip", "abs", "exp", "square", "sqrt"),
+)
+BY_CHANNEL = (
+    *BENDS,
     *("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d", "batch_norm"),
-    *("pad", "interpolate", "clone", "detach", "to", "float", "view_as", "abs", "exp", "square", "sqrt"),
+    *("pad", "interpolate", "clone", "detach", "to", "float", "view_as"),
 )
 ADD, SCALE = ("add", "iadd", "radd"), ("add", "iadd", "radd", "sub", "mul", "imul", "rmul", "div", "truediv", "neg")
 
@@ -68,7 +72,7 @@ class Layer:
     value : int
         What enters its non-linearity.
     seen : int
-        What its first reader sees of that, before it is flattened.
+        What it shows to its first reader, behind the non-linearity, and before pooling where that comes later.
     units : int
     paths : tuple of Path
         What it reads.
@@ -198,13 +202,16 @@ def _reached(layers: list[Layer]) -> list[int]:
 
 
 def _seen(number: int, readers: dict[int, list[Op]], origins: dict[int, _Origin]) -> int:
-    """Follow a layer's value through non-linearities and pooling to its first reader."""
+    """Follow a layer's value on the way to its first reader, to the last non-linearity."""
+    seen = number
     while number in readers:
         op = readers[number][0]
         if op.name in SHAPES or op.name in LINEAR or origins.get(op.out) != origins[number]:
             break
         number = op.out
-    return number
+        if op.name in BENDS or op.name == "batch_norm":
+            seen = number
+    return seen
 
 
 def _width(op: Op, came: _Origin, shape: dict[int, tuple[int, ...]]) -> int | None:
