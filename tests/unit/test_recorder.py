@@ -223,7 +223,8 @@ def test_attention_is_seen_fused_and_written_out(name):
 
 
 def test_of_many_queries_some_are_taken_in_pieces():
-    from farout.inside._attention import AttentionStats, attention_sums, fused_probs
+    from farout.inside._attention import attention_sums, fused_probs
+    from farout.inside._attention_stats import AttentionStats
 
     q, k = torch.randn(2, 4, 640, 8), torch.randn(2, 2, 900, 8)  # two heads share a key, and queries need pieces
     bias = torch.randn(640, 900)
@@ -596,7 +597,7 @@ def test_a_dictionary_is_halved_and_the_error_of_the_cpu_is_known():
 )
 def test_kernels_equal_the_reference(shape, period, dtype):
     pytest.importorskip("triton")
-    from farout.inside._kernels import Board
+    from farout.inside._board import Board
 
     torch.manual_seed(0)
     board = Board()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from farout.errors import BadInput, NothingMatched
 from farout.inside._accumulators import ChannelStats
+from farout.inside._attention_stats import AttentionStats
+from farout.inside._naming import name_shared, note_calls
 from farout.inside._recording import STILL, Recording
 from farout.inside._sites import (
     Site,
@@ -189,7 +190,7 @@ class Recorder:
 
     def _probs(self, shape: tuple[int, int], make: Callable[[], Any]) -> None:
         """Take the probabilities of attention; they are only made where someone asked for them."""
-        from farout.inside._attention import AttentionStats, attention_sums
+        from farout.inside._attention import attention_sums
 
         name = self._here("probs")
         if self.wants(name, "probs"):
@@ -262,39 +263,18 @@ class Recorder:
         self.batch.calls[name] = self.batch.calls.get(name, 0) + 1
 
     def finish(self, training: bool) -> Recording:
-        """Say what a reader should know, and give shared modules all of their names."""
+        """Bring home what is on a GPU, and say what a reader should know."""
         done = self.total
         if self.board is not None:
             done = done.merge(Recording(self.board.stats(), done.kinds))
             done.stats = {name: done.stats[name] for name in done.kinds if name in done.stats}
         if not done.kinds and self.wanted:
             raise NothingMatched("site", "', '".join(self.patterns), {name for name, _ in self.wanted})
-        if not done.batches and self.what - set(STILL):
-            done.notes.append("there were no batches: only weights and moments are recorded")
-        passed = done.batches and self.what & {"residual", "norm", "linear", "output"}
-        for name, site in self.sites.items() if passed else ():
-            kinds = {"in": site.kind, "out": "output" if site.kind == "linear" else site.kind}
-            asked = [f"{name}.{end}" for end, kind in kinds.items() if self.wants(f"{name}.{end}", kind)]
-            if asked and not any(done.calls.get(end) for end in asked):
-                done.notes.append(f"'{name}' is never called")
-        for name, calls in done.calls.items():
-            if calls > done.batches and name.endswith((".in", ".probs")):
-                done.notes.append(f"'{name}' is passed {calls / done.batches:.3g} times a batch; its facts join them")
-        if passed and not any(site.kind == "linear" for site in self.sites.values()):
-            done.notes.append("the model has no linear map and no convolution")
         if training and done.batches:
             done.notes.append("the model was in training mode: dropout and batch statistics are in the facts")
-        names = defaultdict(list)
-        for name, module in self.model.named_modules(remove_duplicate=False):
-            names[id(module)].append(name)
-        for main, *others in names.values():
-            for other in others:
-                for end in [end for end in list(done.kinds) if end in (f"{main}.in", f"{main}.out")]:
-                    alias = other + end[len(main) :]
-                    done.kinds[alias], done.aliases[alias] = done.kinds[end], done.aliases.get(end, end)
-        for alias, main in list(done.aliases.items()):
-            if f"{main}.grad" in done.stats and f"{alias}.grad" not in done.stats:
-                done.kinds[f"{alias}.grad"], done.aliases[f"{alias}.grad"] = "gradient", f"{main}.grad"
+        if self.what - set(STILL):
+            note_calls(done, self.sites, self.what, self.wants)
+        name_shared(done, self.model)
         done.notes = list(dict.fromkeys(done.notes))
         return done
 
@@ -312,7 +292,7 @@ def _board() -> Any:
 
     if not torch.cuda.is_available() or find_spec("triton") is None:
         return None
-    from farout.inside._kernels import Board
+    from farout.inside._board import Board
 
     return Board()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farout.errors import BadInput, UnknownName
-from farout.inside._accumulators import ChannelStats, same
+from farout.inside._accumulators import ChannelStats
 from farout.io.state import read_state, saved, write_state
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Recording:
                 stats[name] = theirs
             elif kinds[name] not in STILL:
                 stats[name] = stats[name].merge(theirs)
-            elif not same(stats[name], theirs):
+            elif not _same(stats[name], theirs):
                 raise BadInput(
                     f"the recordings differ in '{name}', which data do not change: they are of different models, or of "
                     "one model before and after a step; compare them instead of merging"
@@ -170,3 +170,10 @@ class Recording:
                 rows.append((*head, peak, channel, position, ratio, stats.kurtosis, *bad))
         kinds = dict.fromkeys(_WORDS, pl.String) | dict.fromkeys(_NUMBERS, pl.Float64)
         return pl.DataFrame(rows, schema=[(word, kinds.get(word, pl.Int64)) for word in _COLUMNS], orient="row")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two facts agree in every field."""
+    return type(a) is type(b) and all(
+        np.array_equal(getattr(a, f.name), getattr(b, f.name), equal_nan=True) for f in fields(a)
+    )

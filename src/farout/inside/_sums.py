@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from farout.inside._accumulators import BINS, DROPPED_BITS, LARGE
+from farout.inside._channel_facts import ALL_ROWS, BINS, DROPPED_BITS, HASH, LARGE, SAMPLED
 
 _PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values; on a CPU three buffers of them fit in a core's cache
 _PLAIN = 1e-7, 1e8  # rows whose peaks lie here are taken to the fourth power as they are
@@ -93,6 +93,10 @@ class _Pieces:
         threads = torch.get_num_threads() if x_NC.device.type == "cpu" else 1
         self.threads = min(threads, len(self.pieces))
         self.rows = torch.zeros(7, N, **self.like)
+        self.counted: torch.Tensor | None = None
+        if N > ALL_ROWS:
+            hashed = (np.arange(N, dtype=np.uint32) * np.uint32(HASH)) >> np.uint32(28)
+            self.counted = torch.from_numpy(hashed == 0).to(x_NC.device)
 
     def each(self, work: Callable[[list[slice]], Any]) -> list[Any]:
         """Let each thread work on its part of the pieces; what they return."""
@@ -179,11 +183,11 @@ class _Pieces:
             torch.sum(a_RC, 1, out=magnitude_R)
             if float(peak_R.max()) >= LARGE:
                 columns[5] += (a_RC >= LARGE).sum(0)
-            room = b_RC.view(torch.int32) if b_RC.dtype == torch.float32 else None
-            bits_RC = torch.bitwise_right_shift(a_RC.float().view(torch.int32), DROPPED_BITS, out=room)
+            some = slice(None) if self.counted is None else self.counted[at]
+            bits_RC = a_RC[some].float().view(torch.int32) >> DROPPED_BITS
             histogram += torch.bincount(bits_RC.view(-1), minlength=len(histogram))
             if bad_RC is not None:
-                histogram[0] -= bad_RC.sum()  # zeros stood in for them
+                histogram[0] -= bad_RC[some].sum()  # zeros stood in for them
 
             torch.addcmul(offset, deviant_RC, inverse, out=a_RC)
             torch.sum(a_RC, 0, out=part[0])
@@ -195,7 +199,7 @@ class _Pieces:
             torch.sum(b_RC, 0, out=part[3])
             columns[:5] += part
             _add_rows(x_RC, self.rows[:, at], a_RC, b_RC)
-        return columns, histogram
+        return columns, histogram if self.counted is None else histogram * SAMPLED
 
 
 def _add_rows(x_RC: torch.Tensor, rows: torch.Tensor, a_RC: torch.Tensor, b_RC: torch.Tensor) -> None:
