@@ -25,10 +25,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class OnnxInput:
-    """What an ONNX model is called with: ``shape`` has None where any size will do."""
+    """What an ONNX model is called with: ``shape`` has a word, or None, where any size will do."""
 
     name: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | str | None, ...]
     dtype: Any
 
 
@@ -56,12 +56,13 @@ class OnnxModel:
 
     def __init__(self, path: Path) -> None:
         try:
+            import onnx  # noqa: F401
             import onnxruntime
         except ImportError as error:
             raise MissingExtra("opening an ONNX model", "onnx") from error
         self.path = Path(path)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and need not be printed as well
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -80,28 +81,47 @@ class OnnxModel:
     def feeds(self, given: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return arrays for all inputs in the types that the model wants; states and masks that are missing are made.
 
-        What is called a mask is 1, everything else 0; sizes that the model leaves open are those of the first input.
+        What is called a mask is 1, everything else 0. A size that the model leaves open is that of the same name in the
+        main input; one without such a name is that of the same axis in a mask, and else the first.
 
         Raises
         ------
         BadInput
-            The first input is missing.
+            The main input is missing, or of another number of axes.
         """
         main = self.main
         if main.name not in given:
             raise BadInput(f"'{self.path.name}' takes {[one.name for one in self.inputs]}, and got {list(given)}")
         like = np.asarray(given[main.name])
+        if like.ndim != len(main.shape):
+            raise BadInput(
+                f"the input '{main.name}' of '{self.path.name}' has {len(main.shape)} axes, {main.shape}, and the data "
+                f"have shape {like.shape}"
+            )
+        sizes = {word: size for word, size in zip(main.shape, like.shape) if isinstance(word, str)}
         ready = {}
         for one in self.inputs:
             if one.name in given:
                 ready[one.name] = np.asarray(given[one.name]).astype(one.dtype, copy=False)
             else:
-                shape = [
-                    (like.shape[axis] if axis < like.ndim else 1) if size is None else size
+                as_main = len(one.shape) == like.ndim  # such as a mask or types of tokens
+                shape: list[Any] = [
+                    size if isinstance(size, int) else sizes.get(str(size), like.shape[axis if as_main else 0])
                     for axis, size in enumerate(one.shape)
                 ]
                 ready[one.name] = np.full(shape, 1 if "mask" in one.name else 0, one.dtype)
         return ready
+
+    def counts(self) -> dict[str, int | None]:
+        """Return the number of weights, and of tokens that a table of them knows; None where the graph shows none."""
+        import onnx
+
+        graph = onnx.load(self.path, load_external_data=False).graph
+        sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        tables = [node for node in graph.node if node.op_type == "Gather" and node.input[1] == self.main.name]
+        known = [sizes[node.input[0]][0] for node in tables if node.input[0] in sizes]
+        weights = sum(int(np.prod(size)) for size in sizes.values())
+        return {"parameters": weights, "vocabulary": known[0] if known else None}
 
     @property
     def main(self) -> OnnxInput:
@@ -122,4 +142,4 @@ def _input(given: Any) -> OnnxInput:
     word = given.type.removeprefix("tensor(").removesuffix(")")
     if word not in _TYPES:
         raise BadInput(f"the input '{given.name}' is of type '{given.type}', which is no tensor of numbers")
-    return OnnxInput(given.name, tuple(size if isinstance(size, int) else None for size in given.shape), _TYPES[word])
+    return OnnxInput(given.name, tuple(given.shape), _TYPES[word])

@@ -29,12 +29,15 @@ class Pixels:
         three channels, it holds for all of them.
     channels : int
         3, or 1 for shades of grey.
+    channels_first : bool
+        Channels stand before height and width, as in torch, and not behind.
     """
 
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] = (0.0,)
     deviation: tuple[float, ...] = (255.0,)
     channels: int = 3
+    channels_first: bool = True
 
     def batch(self, images: Sequence[Any]) -> torch.Tensor:
         """Turn images into one tensor.
@@ -47,7 +50,7 @@ class Pixels:
 
         Returns
         -------
-        float32 tensor (B, channels, height, width)
+        float32 tensor (B, channels, height, width), or with channels last
 
         Raises
         ------
@@ -59,7 +62,8 @@ class Pixels:
         shapes = {tuple(image.shape) for image in ready}
         if len(shapes) > 1:
             raise BadInput(f"the model takes images of any size, but of one size: these have {len(shapes)}; scale them")
-        return torch.stack(ready)
+        x = torch.stack(ready)
+        return x if self.channels_first else x.movedim(1, -1)
 
     def _one(self, image: np.ndarray) -> torch.Tensor:
         import torch

@@ -41,6 +41,7 @@ _SUFFIXES = (".gguf", ".safetensors", ".onnx")
 _PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SEED = 0
+_BYTES = 256  # ids that are drawn where it is not known how many tokens there are
 
 
 @dataclass
@@ -68,6 +69,8 @@ class OpenModel:
         How images are prepared.
     keywords : bool
         Tokens go in by name, with an attention mask; else as one tensor.
+    fixed : (int or None, int or None)
+        Batch size and number of tokens that the model insists on, as ONNX files may.
     """
 
     name: str
@@ -79,6 +82,7 @@ class OpenModel:
     notes: list[str] = field(default_factory=list)
     pixels: Pixels | None = None
     keywords: bool = True
+    fixed: tuple[int | None, int | None] = (None, None)
 
     def batches(self, data: Any, *, length: int = 256, batch_size: int = 4) -> list[Any]:
         """Turn data into what the model is called with.
@@ -86,9 +90,9 @@ class OpenModel:
         Parameters
         ----------
         data : list of str, list of uint8 array, or array
-            Texts for a model of tokens: each is cut at ``length``, and shorter ones are padded at the end. Images
-            (H, W, 3) for a model of pixels; they are scaled as the model wants them. Rows (n, ...) for any other model,
-            handed over as they are.
+            Texts for a model of tokens: each is cut at ``length``, and shorter ones are padded at the end; for a model
+            without an attention mask they are joined and cut into rows of one length. Images (H, W, 3) for a model of
+            pixels; they are scaled as the model wants them. Rows (n, ...) for any other model, handed over as they are.
         length : int
             Tokens of a text at most; the model's own limit may be lower.
         batch_size : int
@@ -117,20 +121,23 @@ class OpenModel:
                 f"'{self.name}' takes {self.takes}, and the data are {'texts' if words else 'no texts'}; give "
                 f"{ {'tokens': 'texts', 'pixels': 'images', 'features': 'an array of rows'}[self.takes] }"
             )
-        if self.takes == "tokens":
-            rows: Any = self._ids(data, min(length, self.facts.get("positions") or length))
-        else:
-            rows = data
+        batch_size = self.fixed[0] or batch_size
+        rows = self._ids(data, length) if self.takes == "tokens" else data
         make = {"tokens": self._tokens, "pixels": self._images, "features": self._rows}[self.takes]
-        return [make(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+        full = len(rows) if self.fixed[0] is None else len(rows) // batch_size * batch_size
+        if not full:
+            raise BadInput(f"'{self.name}' takes {batch_size} samples at a time, and there are {len(rows)}; give more")
+        return [make(rows[start : start + batch_size]) for start in range(0, full, batch_size)]
 
     def _ids(self, texts: Sequence[str], length: int) -> list[list[int]]:
-        """Return the token ids of each text."""
+        """Return rows of token ids."""
         known = int(self.facts.get("vocabulary") or 0)
+        length = self.fixed[1] or min(length, self.facts.get("positions") or length)
         if self.tokenizer is None:
             rng = np.random.default_rng(_SEED)
-            return rng.integers(known or 2, size=(len(texts), length)).tolist()
-        rows = [self.tokenizer.framed(text, length) for text in texts]
+            return rng.integers(known or _BYTES, size=(len(texts), length)).tolist()
+        masked = self.keywords and self.fixed[1] is None
+        rows = [self.tokenizer.framed(text, length if masked else None) for text in texts]
         largest = max((max(row, default=0) for row in rows), default=0)
         if known and largest >= known:
             raise BadInput(
@@ -139,7 +146,15 @@ class OpenModel:
             )
         if not any(rows):
             raise BadInput("the texts are empty: the tokenizer makes no token of them")
-        return [row for row in rows if row]
+        if masked:
+            return [row for row in rows if row]
+        line = [id for row in rows for id in row]
+        if self.fixed[1] is not None and len(line) < length:
+            raise BadInput(
+                f"'{self.name}' takes rows of {length} tokens, and all texts have {len(line)}; give more text"
+            )
+        length = min(length, len(line))
+        return [line[start : start + length] for start in range(0, len(line) - length + 1, length)]
 
     def _tokens(self, rows: list[list[int]]) -> Any:
         """Pad token ids to one length."""
@@ -365,18 +380,25 @@ def _onnx(path: Path) -> OpenModel:
     from farout.io._tokens import folder_tokenizer
 
     model = OnnxModel(path)
-    takes, tokenizer = model.takes, None
+    takes, tokenizer, notes = model.takes, None, list[str]()
     if takes == "tokens" and (path.parent / "tokenizer.json").is_file():
         _needs_transformers()
         tokenizer = folder_tokenizer(path.parent)
-    shape = model.main.shape
+    shape = [size if isinstance(size, int) else None for size in model.main.shape]
     pixels = None
     if takes == "pixels":
-        size = shape[2:] if shape[1] == 3 else shape[1:3]
-        pixels = Pixels(None if None in size else tuple(size))  # type: ignore[arg-type]
-    facts = dict.fromkeys(("parameters", "layers", "width", "vocabulary"))
-    facts |= {"architecture": "ONNX graph", "stored": "ONNX", "inputs": {one.name: one.shape for one in model.inputs}}
-    return OpenModel(path.stem, model, takes, False, tokenizer, facts, [], pixels)
+        first = shape[1] == 3
+        height, width = shape[2:] if first else shape[1:3]
+        whole = np.issubdtype(model.main.dtype, np.integer)  # such a model scales pixels itself
+        size = None if height is None or width is None else (height, width)
+        pixels = Pixels(size, deviation=(1.0 if whole else 255.0,), channels_first=first)
+        if not whole:
+            notes.append("the file does not say how pixels are scaled: they go from 0 to 1")
+    facts: dict[str, Any] = {**model.counts(), "layers": None, "width": None, "architecture": "ONNX graph"}
+    facts |= {"stored": "ONNX", "inputs": {one.name: list(one.shape) for one in model.inputs}}
+    fixed = (shape[0] if shape else None, shape[1] if takes == "tokens" else None)
+    named = model.main.name in ("input_ids", "pixel_values")
+    return OpenModel(path.stem, model, takes, False, tokenizer, facts, notes, pixels, named, fixed)
 
 
 def _module(
