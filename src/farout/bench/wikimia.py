@@ -166,7 +166,7 @@ def evaluate(
     lengths = np.array([length_of(text) for text in texts])
     rows = []
     for words in sorted(set(lengths.tolist())):
-        these = np.flatnonzero(lengths == words)
+        these = np.flatnonzero(lengths == words).tolist()
         some, label = [texts[i] for i in these], (~seen[these]).astype(int)
         judged = {BLIND: blind(some, seen[these], seed)}
         judged |= {name: np.asarray(score, dtype=np.float64)[these] for name, score in scores.items()}

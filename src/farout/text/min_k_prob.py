@@ -340,8 +340,15 @@ class MinKProb(Detector):
                     f"text {place} has {len(one)} token ({text!r}), and '{language.name}' predicts none of it, since "
                     "it has no token to begin with; leave it out"
                 )
-        facts = {"bos": language.bos, "context": self.context, "name": language.name}
-        return token_logprobs(language.model, ids, standardised=standardised, progress=progress, **facts)
+        return token_logprobs(
+            language.model,
+            ids,
+            bos=language.bos,
+            context=self.context,
+            standardised=standardised,
+            name=language.name,
+            progress=progress,
+        )
 
     def _language(self, model: Any) -> Language:
         """Open a model once."""
