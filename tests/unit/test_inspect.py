@@ -18,7 +18,7 @@ from farout.inside import Cost, Finding, Recording
 from farout.inspecting import Inspection, inspect
 from farout.inspecting._changes import finding_changes
 from farout.report._inspection_costs import recipes
-from farout.report._inspection_stream import binned, outlier_channels
+from farout.report._inspection_maps import binned, outlier_channels, step_of
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -254,7 +254,7 @@ def test_wide_layers_are_binned_by_their_maximum():
     rng = np.random.default_rng(0)
     rows = [np.abs(rng.normal(size=width)) for width in (5000, 3000)]
     rows[0][4321], rows[1][0] = 77.0, 55.0
-    values, channels = binned(rows)
+    values, channels = binned(rows, step_of(5000))
     assert values.shape[1] <= 300 and np.nanmax(values[0]) == 77.0 and channels[0, np.nanargmax(values[0])] == 4321
     assert values[1, 0] == 55.0 and np.isnan(values[1, -1]) and np.isfinite(values[0]).all()
     assert outlier_channels(rows) == [4321, 0]
@@ -364,6 +364,19 @@ def test_models_that_return_tuples_and_half_precision_on_the_cpu(ids):
     half = inspect(tiny().to(torch.bfloat16), ids, name="half")
     whole = inspect(tiny(), ids, name="whole")
     np.testing.assert_allclose(half.layers["peak"], whole.layers["peak"], rtol=0.02)
+
+
+def test_a_module_of_the_user_is_left_as_it_was(ids):
+    model = tiny().train()
+    model.blocks[1].eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    inspect(model, ids)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert model.training and model.blocks[0].norm.training and not model.blocks[1].norm.training
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
 def test_memory_that_runs_out_is_said(ids):

@@ -123,7 +123,7 @@ def _print_findings(found: Inspection) -> None:
         for sentence in found.verdict():
             console.print(sentence, markup=False, highlight=False)
         rows = _table(("size", "right"), ("finding", "left"), ("what, and what to do", "left"))
-        for finding in found.findings:
+        for finding in found.grave:
             says = Text(finding.says.rstrip(".") + ".")
             if finding.remedy:
                 says.append(f" {finding.remedy}", "dim")

@@ -18,7 +18,7 @@ from farout.errors import BadInput
 from farout.inspecting._changes import Change
 from farout.inspecting._inspection import Inspection
 from farout.inspecting._samples import sample_for
-from farout.inspecting._steps import LossUnit, Progress, costs_of, open_named, pieces_of, recorded, told
+from farout.inspecting._steps import LossUnit, Progress, costs_of, modes_kept, open_named, pieces_of, recorded, told
 from farout.kit.training import device_named, torch_or_say
 
 __all__ = ["Change", "Inspection", "inspect"]
@@ -116,7 +116,7 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
     def took(what: str) -> None:
         seconds[what] = round(time.perf_counter() - started - sum(seconds.values()), 3)
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), modes_kept(model):
         torch.manual_seed(seed)  # an expression may draw weights
         tell("opening", 0.0)
         opened = open_named(model, settings, name)

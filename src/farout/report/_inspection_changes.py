@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from farout.report._inspection_common import BARE, log_axis, number
+from farout.report._inspection_common import BARE, layer_names, log_axis, number
+from farout.report._inspection_maps import two_maps
+from farout.report._inspection_stream import peaks_of
 from farout.report._page import Section, figure, plain, table
 
 SITES = 30  # in the table of changes
@@ -17,7 +19,7 @@ def changes(found: Any) -> list[Section]:
     """All that two models have to be compared by; nothing for a single one."""
     if found.other is None:
         return []
-    return [_curves(found), _findings(found), *_sites(found)]
+    return [_curves(found), *_maps(found), _findings(found), *_sites(found)]
 
 
 def _curves(found: Any) -> Section:
@@ -36,6 +38,8 @@ def _curves(found: Any) -> Section:
         axis = "" if k == 0 else str(k + 1)
         both = np.concatenate([np.asarray(values(one), float) for one in (found, found.other)])
         left, top = 0.54 * (k % 2), 1 - (k // 2) / rows
+        longest = max(len(values(one)) for one in (found, found.other))
+        places = list(range(0, longest, max(1, longest // 8)))
         for which, (one, colour) in enumerate(((found, "var(--muted)"), (found.other, "var(--accent)"))):
             y = values(one)
             start = int(one.layers["layer"][0]) if k < 2 and one.layers.height else 0
@@ -54,9 +58,7 @@ def _curves(found: Any) -> Section:
                     "hovertemplate": f"{plain(one.name, 40)}, layer %{{x}}<br>%{{y:,.4g}}<extra></extra>",
                 }
             )
-        layout[f"xaxis{axis}"] = (
-            {"domain": [left, left + 0.46], "anchor": f"y{axis}"} | BARE | {"nticks": 8, "tickformat": "d"}
-        )
+        layout[f"xaxis{axis}"] = {"domain": [left, left + 0.46], "anchor": f"y{axis}"} | BARE | {"tickvals": places}
         layout[f"yaxis{axis}"] = {
             "domain": [top - 1 / rows + 0.1, top - 0.05],
             "anchor": f"x{axis}",
@@ -73,6 +75,15 @@ def _curves(found: Any) -> Section:
     }
     intro = f"Grey: {found.name}. Orange: {found.other.name}. Over layers."
     return Section("Side by side", figure({"data": data, "layout": layout}, "Both models over layers"), intro)
+
+
+def _maps(found: Any) -> list[Section]:
+    """The largest values of both models, channel by channel."""
+    maps = [(f"largest |h|: {one.name}", peaks_of(one), layer_names(one)) for one in (found, found.other)]
+    if not all(any(row.any() for row in rows) for _, rows, _ in maps):
+        return []
+    intro = "How far each channel ever reaches: the first model above, the other below, on one scale."
+    return [Section("Channels of both", two_maps(*maps), intro)]
 
 
 def _block_costs(one: Any) -> np.ndarray:

@@ -62,8 +62,12 @@ def number(value: Any) -> str:
 def log_axis(values: np.ndarray) -> dict[str, Any]:
     """Return a logarithmic axis; where it spans little, 2 and 5 have labels beside the powers of ten."""
     known = values[np.isfinite(values) & (values > 0)]
-    decades = np.log10(known.max() / known.min()) if known.size else 0.0
-    return {"type": "log", "exponentformat": "power"} | {"dtick": 1 if decades > 1.5 else "D2"}
+    low, high = (np.log10(known.min()), np.log10(known.max())) if known.size else (0.0, 1.0)
+    axis = {"type": "log", "exponentformat": "power"}
+    if high - low > 1.5:
+        return axis | {"dtick": 1}
+    steps = [k * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for k in (1, 2, 5)]
+    return axis | {"tickvals": steps, "ticktext": [number(step) for step in steps]}
 
 
 def pieces_in_words(pieces: list[str]) -> str:

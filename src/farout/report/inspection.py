@@ -101,7 +101,7 @@ def _findings(found: Inspection) -> Section:
     )
     grave = len(found.grave)
     body = render("inspection_findings.html", cards=cards[:grave], within=cards[grave:], notes=found.notes)
-    return Section("What stands out", body, intro)
+    return Section(f"What stands out in {found.name}" if found.other else "What stands out", body, intro)
 
 
 def _weights(found: Inspection) -> list[Section]:
