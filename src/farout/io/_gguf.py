@@ -100,6 +100,8 @@ def read_gguf(path: Path) -> GGUF:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 found, end = _read(path, data)
+            except BadInput:
+                raise
             except (struct.error, IndexError, UnicodeDecodeError, ValueError, OverflowError, MemoryError) as error:
                 raise BadInput(
                     f"'{path.name}' ({size} bytes) is damaged or cut off in its metadata; fetch the file again"
