@@ -29,6 +29,8 @@ class RoundedMap:
     """A linear map or convolution of one input, as it is and rounded; channels of ``x`` stand at ``axis``."""
 
     def __init__(self, site: Site, x: torch.Tensor, mask: torch.Tensor | None, seed: int) -> None:
+        import torch
+
         module: Any = site.module
         self.module, self.seed = module, seed
         self.turned = not site.first and not hasattr(module, "in_features")  # kept as (in, out)
@@ -45,7 +47,7 @@ class RoundedMap:
             self.rows = lambda y: y.flatten(0, -2) if kept is None else y.flatten(0, -2)[kept]
             self.x = self.rows(x) if x.ndim > 1 else x[None]
             if x.ndim == 3:
-                first = x.new_zeros(x.shape[:2], dtype=bool)
+                first = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
                 first[:, 0] = True
                 self.first = self.rows(first[..., None]).flatten()
         self.plain = self.apply(self.x, self.weight)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from farout.cards import list_cards
 from farout.inside._accumulators import ChannelStats
 from farout.inside._layers import Layer, layers_of
 from farout.inside._recording import Recording
@@ -115,15 +114,13 @@ def best_remedy(
     otherwise : str
     """
     if not costs or total(costs, scheme) == 0:
-        return f"Use {DOES[otherwise]}{by_recipe(REMEDIES[otherwise])}.", REMEDIES[otherwise], None
+        return f"Use {DOES[otherwise]}.", REMEDIES[otherwise], None
     shares = {remedy: left(costs, scheme, remedy) for remedy in among}
     chosen = next(remedy for remedy in among if shares[remedy] <= min(shares.values()) + SIMPLER)
     best = shares[chosen]
     if best > 0.9:
         return "None of the remedies that were tried helps much; keep these maps in 16 bits.", "", best
-    recipe = REMEDIES[chosen]
-    words = f"Use {DOES[chosen]}{by_recipe(recipe)}: predicted to leave {best:.0%} of the cost at {scheme}."
-    return words, recipe, best
+    return f"Use {DOES[chosen]}: predicted to leave {best:.0%} of the cost at {scheme}.", REMEDIES[chosen], best
 
 
 def total(costs: Sequence[Cost], scheme: str, remedy: str = "") -> float:
@@ -135,9 +132,3 @@ def left(costs: Sequence[Cost], scheme: str, remedy: str) -> float:
     """Return the share of the cost of some maps that a remedy leaves."""
     whole = total(costs, scheme)
     return total(costs, scheme, remedy) / whole if whole else 1.0
-
-
-def by_recipe(recipe: str) -> str:
-    """Name a recipe or training method in brackets, and say where this version does not have it yet."""
-    known = any(card.slug == recipe for card in list_cards())
-    return f" ('{recipe}')" if known else f" ('{recipe}', not in this version yet)"

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from farout.inside._accumulators import AttentionStats
+from farout.inside._attention_stats import AttentionStats
 from farout.inside._finding import Finding
 from farout.inside._layers import layers_of
 from farout.inside._recording import Recording
-from farout.inside.findings._common import by_recipe, in_layers, plural
+from farout.inside.findings._common import in_layers, plural
 from farout.inside.quantization_cost import Cost
 
 SHARE, EVEN = 0.3, 3.0
@@ -50,7 +50,7 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
     )
     remedy = (
         "Keep the sink tokens in every cache and calibration sample, in full precision. Training with a gate or an "
-        f"extra key in attention{by_recipe(_TRAINED_WITHOUT)} removes the need for them."
+        "extra key in attention removes the need for them."
     )
     evidence = {
         "heads": [[s, h] for s, h in sinks],

@@ -10,7 +10,7 @@ from farout.inside._recording import Recording
 from farout.inside.findings._common import best_remedy, total
 from farout.inside.quantization_cost import REMEDIES, SCHEMES, Cost
 
-BOUND = 0.01  # nats a token, a hundredth of the perplexity; or of the output's square
+BOUND = 0.01  # nats a token, a hundredth of the perplexity; or of the output's energy
 _READS = {
     "w8a8": "8-bit weights and inputs (one scale for a tensor)",
     "w4a16": "4-bit weights (one scale for an output)",
@@ -53,7 +53,7 @@ def _amount(whole: float, costs: Sequence[Cost]) -> str:
     if not costs[0].nats and whole > 1:
         return "everything (the prediction is beyond the model's whole output, where it is no number any more)"
     if not costs[0].nats:
-        return f"{whole:.2g} of the square of the model's output"
+        return f"{100 * whole:.2g} % of the energy of the model's output"
     if whole > 3:
         return "everything (the prediction is beyond 3 nats a token, where it is no number any more)"
     return f"{whole:.2g} nats a token (perplexity times {math.exp(whole):.3g})"
