@@ -78,7 +78,12 @@ class Graph:
 
     def _module(self, node: Any) -> str:
         if node.name.startswith("/"):
-            return str(node.name).strip("/").rpartition("/")[0].replace("/", ".")
+            parts: list[str] = []
+            for part in str(node.name).strip("/").split("/")[:-1]:
+                if parts and part.startswith(f"{parts[-1]}."):  # the place in a row is written as /layer1/layer1.0
+                    parts.pop()
+                parts.append(part)
+            return ".".join(parts)
         for name in node.input[1:2]:
             if name in self.weights and name.endswith(".weight"):
                 return str(name).removesuffix(".weight")
@@ -122,7 +127,7 @@ class Graph:
             if node.output[0] in self.linear:
                 at, _, width = self.linear[node.output[0]]
                 first = node.op_type in CONVOLUTIONS
-                yield Spot(f"{name}.in", "linear", self._unpadded(node.input[at]), width, first)
+                yield Spot(f"{name}.in", "linear", self._unpadded(node.input[at], name), width, first)
                 yield Spot(f"{name}.out", "output", self._after(node.output[0], "Add"), None, first)
             elif node.op_type in _NORMS:
                 scale = self.constant(node.input[1])
@@ -152,10 +157,12 @@ class Graph:
                 return at, rows, rows.shape[1]
         return None
 
-    def _unpadded(self, name: str) -> str:
-        """Return a tensor before zeros were put around it."""
+    def _unpadded(self, name: str, module: str) -> str:
+        """Return a tensor before a module put zeros around it itself."""
         node = self.maker.get(name, (0, None))[1]
-        return str(node.input[0]) if node is not None and node.op_type == "Pad" else name
+        if node is not None and node.op_type == "Pad" and f"{self._module(node)}.".startswith(f"{module}."):
+            return str(node.input[0])
+        return name
 
     def _after(self, name: str, *kinds: str) -> str:
         """Return what becomes of a tensor in steps of these kinds, each with constants, in this order, if at all."""
