@@ -54,21 +54,18 @@ class ChannelStats(ChannelFacts):
         """
         from farout.inside._sums import sums_of
 
-        position_N = np.minimum(np.arange(len(x_NC)) % max(period, 1), MOST_POSITIONS - 1)
+        N, C = x_NC.shape
+        kept = np.arange(N)
         if keep_N is not None:
-            x_NC, position_N = x_NC[keep_N], position_N[keep_N.cpu().numpy()]
-        if not len(x_NC):
-            return cls._empty(x_NC.shape[1])
+            x_NC, kept = x_NC[keep_N], np.flatnonzero(keep_N.cpu().numpy())
+        if not len(kept):
+            return cls._empty(C)
         sums = sums_of(x_NC)
         count, mean, m2, m3, m4 = sums.powers
         magnitude, large, nan, infinite = sums.others
-        peak_N, magnitude_N, *_, bad_N = sums.rows
-        position_peak = np.zeros(position_N.max() + 1)
-        np.maximum.at(position_peak, position_N, peak_N)
-        top = farthest(position_peak)
-        reached = np.flatnonzero((peak_N == position_peak[position_N]) & np.isin(position_N, top))
-        row = dict(zip(position_N[reached[::-1]].tolist(), reached[::-1].tolist()))  # the first one
-        best = x_NC[[row[p] for p in top.tolist()]].abs()
+        places = _Places(kept, N, period)
+        position_peak, top, row = places.peaks(sums.rows[0])
+        best = x_NC[row].abs()
         return cls(
             count.astype(np.int64),
             mean,
@@ -81,11 +78,11 @@ class ChannelStats(ChannelFacts):
             large.astype(np.int64),
             nan.astype(np.int64),
             infinite.astype(np.int64),
-            _row_sums(sums.rows, x_NC.shape[1]),
-            np.bincount(position_N),
-            np.bincount(position_N, bad_N).astype(np.int64),
+            _row_sums(sums.rows, C),
+            places.sums(np.ones(len(kept))).astype(np.int64),
+            places.sums(sums.rows[6]).astype(np.int64),
             position_peak,
-            np.bincount(position_N, magnitude_N),
+            places.sums(sums.rows[1]),
             top,
             best.masked_fill_(~best.isfinite(), 0.0).argmax(1).cpu().numpy(),
             sums.histogram,
@@ -141,6 +138,38 @@ class ChannelStats(ChannelFacts):
             np.array([channel[p] for p in top.tolist()], np.int64),
             self.histogram + other.histogram,
         )
+
+
+class _Places:
+    """Rows by their positions: row i of N stands at position i % period, and those of ``kept`` count."""
+
+    def __init__(self, kept: np.ndarray, N: int, period: int) -> None:
+        self.kept, self.period = kept, period
+        self.size = -(-N // period) * period
+        last = int((kept % period).max()) + 1
+        self.starts = np.arange(min(last, MOST_POSITIONS))  # what follows the last start belongs to it
+
+    def laid(self, values: np.ndarray, nothing: float) -> np.ndarray:
+        """Lay values of rows out by sequence and position, up to the last position with a row."""
+        out = np.full(self.size, nothing)
+        out[self.kept] = values
+        return out.reshape(-1, self.period)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Add up by position."""
+        return np.add.reduceat(self.laid(values, 0.0).sum(0), self.starts)
+
+    def peaks(self, peak_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Find the peak at each position; the positions that reach farthest, and the number of a row that does."""
+        laid = self.laid(peak_N, -1.0)
+        columns = laid.max(0)
+        peak = np.maximum.reduceat(columns, self.starts)
+        top = farthest(peak)
+        top = top[peak[top] >= 0]
+        end = MOST_POSITIONS - 1
+        column = np.where(top == end, end + columns[end:].argmax(), top) if len(columns) > end else top
+        row = laid[:, column].argmax(0) * self.period + column
+        return np.maximum(peak, 0.0), top, np.searchsorted(self.kept, row)
 
 
 def joined_powers(parts_5KC: np.ndarray) -> np.ndarray:

@@ -76,8 +76,12 @@ def sums_of(x_NC: torch.Tensor) -> Sums:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; operations of torch on a piece are too short to be split among threads themselves."""
-    return ThreadPoolExecutor(threads, "farout-sums")
+    """Threads that wait for work, and in which operations of torch on a piece, which are short, stay undivided."""
+    pool = ThreadPoolExecutor(threads, "farout-sums", torch.set_num_threads, (1,))
+    every, before = threading.Barrier(threads), torch.get_num_threads()
+    list(pool.map(lambda _: every.wait(), range(threads)))  # all have begun
+    torch.set_num_threads(before)  # the number for threads to come, which those of the pool have changed
+    return pool
 
 
 class _Pieces:
@@ -88,10 +92,9 @@ class _Pieces:
         self.x_NC, self.C = x_NC, C
         dtype = torch.float64 if x_NC.dtype == torch.float64 else torch.float32
         self.like: dict[str, Any] = {"dtype": dtype, "device": x_NC.device}
-        self.R = max(1, _PIECE.get(x_NC.device.type, N * C) // C)
+        self.threads = min(torch.get_num_threads(), N) if x_NC.device.type == "cpu" else 1
+        self.R = max(1, min(_PIECE.get(x_NC.device.type, N * C) // C, -(-N // self.threads)))
         self.pieces = [slice(start, min(start + self.R, N)) for start in range(0, N, self.R)]
-        threads = torch.get_num_threads() if x_NC.device.type == "cpu" else 1
-        self.threads = min(threads, len(self.pieces))
         self.rows = torch.zeros(7, N, **self.like)
         self.counted: torch.Tensor | None = None
         if N > ALL_ROWS:
@@ -100,20 +103,14 @@ class _Pieces:
 
     def each(self, work: Callable[[list[slice]], Any]) -> list[Any]:
         """Let each thread work on its part of the pieces; what they return."""
-        parts = [self.pieces[first :: self.threads] for first in range(self.threads)]
         if self.threads == 1:
-            return [work(parts[0])]
-        threads = torch.get_num_threads()
+            return [work(self.pieces)]
 
-        def alone(part: list[slice]) -> Any:
-            torch.set_num_threads(1)
+        def alone(first: int) -> Any:
             with torch.no_grad():
-                return work(part)
+                return work(self.pieces[first :: self.threads])
 
-        try:
-            return list(_pool(self.threads).map(alone, parts))
-        finally:
-            torch.set_num_threads(threads)  # the number for threads to come, which those of the pool have changed
+        return list(_pool(self.threads).map(alone, range(self.threads)))
 
     def read(self, at: slice, room_RC: torch.Tensor) -> torch.Tensor:
         """Return rows in the precision in which they are added up."""
