@@ -53,13 +53,13 @@ def measured(budget: str, rate: float, seed: int) -> dict[str, Any]:
     chances = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
     ways = {
         "distance in the plane": report.outliers.distance[:n],
-        "distance in all dimensions": _apart(report.last.pooled["first"][-1][:n], given),
+        "distance in all dimensions": _apart(report.last.pooled["first"][-1], report.y)[:n],
         "maximum softmax": 1 - chances.max(axis=1),
         "loss": -np.log(chances[np.arange(n), given] + 1e-12),
     }
-    k = int(planted.sum())
+    k, spoilt, right = int(planted.sum()), texts.spoilt[texts.train], logits.argmax(axis=1) == given
     top = {way: np.argsort(-score, kind="stable")[:k] for way, score in ways.items()}
-    caught = {way: Counter(texts.spoilt[texts.train][rows].tolist()) for way, rows in top.items()}
+    caught = {way: Counter(spoilt[rows].tolist()) for way, rows in top.items()}
     best = int(np.argmax(history))
     return {
         "seed": seed,
@@ -68,12 +68,17 @@ def measured(budget: str, rate: float, seed: int) -> dict[str, Any]:
         "validation F1": history[best],
         "precision": {way: float(planted[rows].mean()) for way, rows in top.items()},
         "found": {way: {kind: caught[way][kind] * len(KINDS) / k for kind in KINDS} for way in ways},
+        "told as labelled": {kind or "clean": float(right[spoilt == kind].mean()) for kind in ("", *KINDS)},
         "flagged": int(report.outliers.flagged[:n].sum()),
         "flagged and planted": int((report.outliers.flagged[:n] & planted).sum()),
         "stages": list(report.stages),
         "layers": list(report.layers),
         "explained by 5": report.sparsity.tolist(),
         "silhouette": report.silhouette.tolist(),
+        "precision by stage": [
+            float(planted[np.argsort(-_apart(plane, report.y)[:n], kind="stable")[:k]].mean())
+            for plane in report.places
+        ],
         "balanced accuracy in the plane": report.linear.tolist(),
         "similarity": {how: table.tolist() for how, table in report.similarity.items()},
         "bounds": {how: table.tolist() for how, table in report.bounds.items()},

@@ -93,8 +93,8 @@ def features_of(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any
 
     Layers are what enters the first of the model's blocks (its embedding), and what each block gives. The vectors are
     that of the first token that is no padding, such as [CLS], and the mean over the tokens that are none. Where
-    channels stand before the places, as in convolutions, there is no first token, and only means are kept. A norm behind
-    the last block is no layer: it belongs to the head.
+    channels stand before the places, as in convolutions, there is no first token, and only means are kept. A norm
+    behind the last block is no layer: it belongs to the head.
 
     One pass in evaluation mode, without gradients; the model is left as it was. ``2 n d`` numbers a layer are held, and
     the activations of one batch.
