@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
+from base64 import b64decode
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +24,7 @@ from farout.data import DataMissing  # noqa: E402
 from farout.errors import BadInput, MissingExtra, UnknownName  # noqa: E402
 from farout.inside._causal_effects import Network, evaluating  # noqa: E402
 from farout.inside.causal_paths import CausalPaths, faithfulness, jaccard, stability  # noqa: E402
+from farout.report.causal_paths import write_page  # noqa: E402
 from naive import causal_paths as naive  # noqa: E402
 
 
@@ -323,7 +327,7 @@ def test_units_that_stand_in_for_each_other_are_found_together():
     graph = CausalPaths(reference="zero").measure(model, X, y, 1)
     assert graph.twins == ((("0", 0), ("0", 1)),)
     pair = [edge for edge in graph.edges if edge.target == ("2", 0)]
-    assert [(edge.source.index, edge.together) for edge in pair] == [(0, 2), (1, 2)]
+    assert [(edge.source.number, edge.together) for edge in pair] == [(0, 2), (1, 2)]
     assert [edge.share for edge in pair] == pytest.approx([0.5, 0.5])
     assert sum(edge.effect for edge in pair) == pytest.approx(1.0, abs=1e-5)  # all of what the child shows
 
@@ -340,7 +344,7 @@ def test_necessity_and_sufficiency_of_a_layer_are_probabilities_of_the_ablated_m
         for units, expected in ((kept, check.without), (others, check.alone)):
             with torch.no_grad(), graph.ablated(units):
                 assert float(model(of_class).softmax(1)[:, 2].mean()) == pytest.approx(expected, rel=1e-4)
-    assert graph.probability == pytest.approx(float(model(of_class).softmax(1)[:, 2].mean()), rel=1e-4)
+    assert graph.probability == pytest.approx(float(model(of_class).detach().softmax(1)[:, 2].mean()), rel=1e-4)
     assert graph.checks[-1].without < graph.probability
 
 
@@ -498,3 +502,88 @@ def test_progress_is_told():
     CausalPaths().measure(model, *rows(model, 60, 4), 1, progress=lambda what, done: told.append((what, done)))
     assert told[0] == ("means of units", 0.0) and told[-1] == ("done", 1.0)
     assert [done for _, done in told] == sorted(done for _, done in told)
+
+
+def test_the_picture_of_a_filter_is_what_it_is_most_active_at():
+    X, y, _ = spotted()
+    graph = CausalPaths().measure(spotter(), X, y, 1)
+    crop = graph.crops(X, graph.units())["0", 0]
+    assert crop.shape == (1, 3, 3)
+    assert crop[0, 1, 1] == 3.0 and np.abs(crop).sum() < 3.5
+
+
+def figures(html):
+    found = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', html, re.DOTALL)
+    return [json.loads(text) for text in found]
+
+
+def pixels(address):
+    """The bytes (h, w, 3) of a PNG image, read by a library."""
+    image = pytest.importorskip("PIL.Image")
+    return np.asarray(image.open(io.BytesIO(b64decode(address.partition(",")[2]))))
+
+
+def test_the_page_draws_the_graph_and_lays_maps_over_images(tmp_path, residual):
+    model, X = residual
+    y = classes(model, X)
+    graph = CausalPaths(share=1.0, t_critical=1.0, fdr=1.0).measure(model, X, y, 1)
+    own = X[y == 1]
+    other = np.zeros((len(own), 8, 8))
+    other[:, 2, 5] = 1.0
+    write_page(
+        graph,
+        tmp_path / "page.html",
+        class_name="<b>cat",
+        images=own,
+        maps={"peer": other},
+        stability={"noise": 0.875},
+    )
+    html = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;cat" in html and "<b>cat" not in html and "0.875" in html
+    drawing, losses = figures(html)
+    lines = [trace for trace in drawing["data"] if trace["mode"] == "lines"]
+    widths = [trace["line"]["width"] for trace in lines]
+    into_class = [e.share for e in graph.edges if e.target == graph.root]
+    assert len([trace for trace in lines if trace["y"][-1] == 0.0]) == min(len(into_class), 40)
+    assert max(widths) == pytest.approx(6.7) and any(trace["line"]["dash"] == "dot" for trace in lines)
+    units = drawing["data"][-2]
+    assert len(units["x"]) == sum(min(10, len(graph.units(layer))) for layer in graph.layers)
+    by_name = {trace["name"]: trace["x"] for trace in losses["data"]}
+    assert by_name["without them"] == pytest.approx([check.without for check in graph.checks[::-1]], abs=1e-4)
+    addresses = re.findall(r'<img src="([^"]+)"', html)
+    shown = min(8, len(own))
+    assert len(addresses) == 3 * shown
+    marked = pixels(addresses[2 * shown])
+    assert marked.shape == (8, 8, 3) and marked[2, 5].tolist() == [255, 122, 40]
+    grey = own[0, 0].double().numpy()
+    assert np.corrcoef(pixels(addresses[0])[..., 0].ravel(), grey.ravel())[0, 1] > 0.999
+
+
+def test_a_page_that_cannot_be_drawn_is_refused(tmp_path):
+    X, y, _ = spotted()
+    graph = CausalPaths().measure(spotter(), X, y, 1)
+    with pytest.raises(BadInput, match=re.escape("'peer' have shape (60, 3, 3)")):
+        write_page(graph, tmp_path / "page.html", images=X, maps={"peer": np.zeros((60, 3, 3))})
+    with pytest.raises(BadInput, match="images have four axes"):
+        write_page(graph, tmp_path / "page.html", images=X[:, 0])
+    with pytest.raises(BadInput, match="no edges"):
+        write_page(replace(graph, edges=()), tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_says_that_it_is_in_the_spirit_of_the_paper():
+    card = find("causal_paths")
+    assert (card.kind, card.room, card.load()) == ("measure", "inside", CausalPaths)
+    assert card.differs.startswith("In the spirit of the paper")
+
+
+def test_the_claim_runs_in_small():
+    try:
+        found = claims.run("causal_paths")
+    except (DataMissing, MissingExtra) as error:
+        pytest.skip(str(error))
+    assert 0 < found.ours <= 1
+    trained = found.numbers["Networks"][0]
+    assert trained["conflicting"] < 0.6 < trained["clean"]  # the shortcut was learned
+    every = next(row for row in found.numbers["Patch filters"] if row["method"] == "all patch filters")
+    assert every["patch filters held"] == 1.0

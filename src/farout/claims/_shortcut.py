@@ -71,7 +71,8 @@ def planted(budget: str, target: int, seed: int, epochs: int = 15) -> Planted:
     seed : int
     epochs : int
     """
-    torch = torch_or_say("the claim of 'Causal paths'")
+    torch_or_say("the claim of 'Causal paths'")
+    import torch
     from torch.nn import functional
 
     X, y, test_X, test_y, side = _images(budget, seed)
@@ -199,6 +200,7 @@ def captum_maps(model: nn.Module, X: torch.Tensor, target: int) -> dict[str, np.
     """Draw saliency maps (n, h, w) of images by standard methods: larger where more important."""
     from captum.attr import InputXGradient, IntegratedGradients, LayerAttribution, LayerGradCam
 
+    X = X.clone().requires_grad_()
     cam = LayerGradCam(model, model.get_submodule(RELUS[-1])).attribute(X, target=target, relu_attributions=True)
     cam = LayerAttribution.interpolate(cam.detach(), X.shape[2:], "bilinear")
     return {

@@ -93,7 +93,7 @@ def _measured(one: Planted, seed: int, draws: int) -> dict[str, list[dict[str, A
     responding = set(np.argsort(-rose, kind="stable")[: len(rose) // 8].tolist())
     of_class = one.X[one.y == one.target]
     size = len(graph.units(LAYERS[-1]))
-    chosen = {"causal paths": {unit.index for unit in graph.units(LAYERS[-1])}}
+    chosen = {"causal paths": {unit.number for unit in graph.units(LAYERS[-1])}}
     for method, values in attributions(one.model, of_class, one.target, RELUS[-1]).items():
         chosen[method] = _top(values, size)
     rng = np.random.default_rng(seed)
@@ -102,7 +102,7 @@ def _measured(one: Planted, seed: int, draws: int) -> dict[str, list[dict[str, A
     errors = torch.cat([one.test_X[: len(patched) // 2], patched[: judged.start]])
     truth = torch.cat([one.test_y[: len(patched) // 2], classes[: judged.start]])
     few = slice(None, None, max(1, len(errors) // 1000))
-    blamed = [b.unit.index for b in paths.blame(one.model, errors[few], truth[few]) if b.unit.layer == LAYERS[-1]]
+    blamed = [b.unit.number for b in paths.blame(one.model, errors[few], truth[few]) if b.unit.layer == LAYERS[-1]]
     chosen["blamed on held-out images"] = ablated["blamed on held-out images"] = set(blamed[: len(responding)])
     chosen["all patch filters"] = ablated["all patch filters"] = responding
     filters = []

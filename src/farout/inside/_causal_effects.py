@@ -9,7 +9,7 @@ Shape legend: N samples, U units of a parent, V units of a child, G sets of unit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,10 +34,10 @@ class Unit(NamedTuple):
     """A filter of a convolution or a neuron of a linear map."""
 
     layer: str
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.index}"
+        return f"{self.layer}:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Network:
 
     def _moved(self, x: torch.Tensor) -> torch.Tensor:
         weight = next(self.model.parameters(), None)
-        return x if weight is None else x.to(weight.device)
+        return x if weight is None else x.to(weight)
 
     def runs(self, X: torch.Tensor) -> Iterator[tuple[slice, Trace]]:
         """Run inputs through the model, a batch at a time."""
@@ -135,7 +135,7 @@ class Network:
         """Return the logits (n, classes) of a run, with some values replaced."""
         return run.replay(given or {}, [self.layers[-1].value])[0]
 
-    def ablation(self, run: Trace, units: dict[int, Sequence[int]], weight: float = 0.0) -> dict[int, torch.Tensor]:
+    def ablation(self, run: Trace, units: Mapping[int, Sequence[int]], weight: float = 0.0) -> dict[int, torch.Tensor]:
         """Return the values of a run in which units, by layer, are replaced by their references."""
         given = {}
         for i, those in units.items():
@@ -231,7 +231,7 @@ class Network:
         ]
 
     @contextmanager
-    def ablated(self, units: dict[int, Sequence[int]], weight: float = 0.0) -> Iterator[None]:
+    def ablated(self, units: Mapping[int, Sequence[int]], weight: float = 0.0) -> Iterator[None]:
         """Let the model itself run with units replaced, within the context; contexts may be nested."""
         edits = {
             source: (_features(those, width, self.references[source]), weight)

@@ -140,9 +140,9 @@ class CausalGraph:
             | {"skip": e.skip, "together": e.together}
             for e in self.edges
         ]
-        kinds = {"source": pl.String, "target": pl.String, "skip": pl.Boolean, "together": pl.Int64}
-        numbers = dict.fromkeys(("effect", "t", "p", "share"), pl.Float64)
-        return pl.DataFrame(rows, schema=kinds | numbers).select("source", "target", *numbers, "skip", "together")
+        names, numbers = ("source", "target"), ("effect", "t", "p", "share")
+        kinds: dict[str, Any] = dict.fromkeys(names, pl.String) | dict.fromkeys(numbers, pl.Float64)
+        return pl.DataFrame(rows, schema=kinds | {"skip": pl.Boolean, "together": pl.Int64})
 
     def map(self, X: Any) -> np.ndarray:
         """Show where in inputs the units of the graph are more active than their reference.
@@ -178,7 +178,7 @@ class CausalGraph:
                     shown = run.values[layer.seen]
                     if not units or shown.ndim != 4 or X.ndim != 4:
                         continue
-                    index = [unit.index for unit in units]
+                    index = [unit.number for unit in units]
                     weights = torch.tensor([self.paths[unit] for unit in units]).to(shown)
                     excess = (shown[:, index] - self.network.resting[i][index]).clamp(min=0)
                     heat = (excess * weights[:, None, None]).sum(1, keepdim=True)
@@ -191,6 +191,55 @@ class CausalGraph:
                     )
                 made.append(torch.stack(heats).mean(0).double().cpu().numpy())
         return np.concatenate(made)
+
+    def crops(self, X: Any, units: Iterable[Unit], most: int = 9) -> dict[Unit, np.ndarray]:
+        """Show what filters look for: the mean of the surroundings in which each is most active.
+
+        Parameters
+        ----------
+        X : array or tensor (n, c, h, w)
+        units : iterable of Unit
+        most : int
+            Inputs to average, each at the place where the unit is most active in it.
+
+        Returns
+        -------
+        dict of Unit to float64 array (c, side, side)
+            Without the units that have no places. The side grows with the layer's depth and with pooling before it.
+        """
+        import torch
+
+        X = torch.as_tensor(X)
+        wanted: dict[int, list[Unit]] = {}
+        for unit in units:
+            wanted.setdefault(self.layers.index(unit.layer), []).append(unit)
+        best: dict[Unit, list[tuple[float, int, int]]] = {unit: [] for those in wanted.values() for unit in those}
+        grid: dict[int, tuple[int, int]] = {}
+        with evaluating(self.network.model):
+            for rows, run in self.network.runs(X):
+                for i, those in wanted.items():
+                    shown = run.values[self.network.layers[i].seen]
+                    if shown.ndim != 4 or X.ndim != 4:
+                        continue
+                    grid[i] = shown.shape[2], shown.shape[3]
+                    for unit in those:
+                        peak, at = shown[:, unit.number].flatten(1).max(1)
+                        inputs = range(rows.start, rows.start + len(peak))
+                        best[unit] = sorted([*best[unit], *zip(peak.tolist(), inputs, at.tolist())])[-most:]
+        crops = {}
+        for i, those in wanted.items():
+            if i not in grid:
+                continue
+            down, right = (whole / part for whole, part in zip(X.shape[2:], grid[i]))
+            side = min(round((3 + 2 * i) * down) | 1, *X.shape[2:])
+            padded = torch.nn.functional.pad(X, [side // 2] * 4)
+            for unit in those:
+                cut = []
+                for _, n, place in best[unit]:
+                    y, x = int((place // grid[i][1] + 0.5) * down), int((place % grid[i][1] + 0.5) * right)
+                    cut.append(padded[n, :, y : y + side, x : x + side])
+                crops[unit] = torch.stack(cut).mean(0).double().cpu().numpy()
+        return crops
 
     @contextmanager
     def ablated(self, units: Iterable[Unit | tuple[str, int]] | None = None, weight: float = 0.0) -> Iterator[None]:

@@ -119,7 +119,7 @@ class CausalPaths:
     >>> X = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
     >>> graph = CausalPaths().measure(model, X, X[:, 0] > 0.5, target=1)
     >>> [str(unit) for unit in graph.units()], graph.twins
-    (['0:2', '0:5'], ((Unit(layer='0', index=2), Unit(layer='0', index=5)),))
+    (['0:2', '0:5'], ((Unit(layer='0', number=2), Unit(layer='0', number=5)),))
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class CausalPaths:
                 found = network.path_effects(of_class, i, children)
                 for edge in self._kept(network, i, children, found):
                     edges.append(edge)
-                    frontier.setdefault(network.names.index(edge.source.layer), set()).add(edge.source.index)
+                    frontier.setdefault(network.names.index(edge.source.layer), set()).add(edge.source.number)
         base = np.concatenate(
             [
                 log_odds(network.logits(run), torch.full((len(run.values[0]),), target)).cpu().numpy()
