@@ -24,7 +24,8 @@ from farout.claims import _memorised as memorised  # noqa: E402
 from farout.claims import min_k_prob as claim  # noqa: E402
 from farout.scoring.texts import score_texts  # noqa: E402
 from farout.text._logprobs import token_logprobs  # noqa: E402
-from farout.text.min_k_prob import MinKProb, min_k, perturbed  # noqa: E402
+from farout.text._neighbours import perturbed  # noqa: E402
+from farout.text.min_k_prob import MinKProb, min_k  # noqa: E402
 
 TEXTS = ["The quick brown fox", "jumps", "over the lazy dog, and over the moon!", "ab"]
 
@@ -215,6 +216,7 @@ def test_reasons_are_the_least_likely_tokens():
     chosen = np.argsort(read.log_p)[: int(0.3 * len(text))]
     assert set(np.flatnonzero(parts)) == set(chosen)
     np.testing.assert_allclose(parts[chosen], -read.log_p[chosen] / len(chosen), rtol=1e-12)
+    assert len(detector.words(["ab"], most=5)[0]) == 2
     first = detector.words([text], most=1)[0][0]
     place = int(chosen[0])
     assert first.startswith(f"'{text[place]}' after '") and f"({-read.log_p[place]:.1f} nats)" in first

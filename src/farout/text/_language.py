@@ -6,11 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from farout.errors import BadInput
 from farout.kit.training import device_named, torch_or_say
 
 LINE_END = 10  # the byte before a text, where tokens are bytes
+_OPENED: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()  # not in detectors, which hold plain state only
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,37 @@ class Language:
     encode: Callable[[str], list[int]]
     piece: Callable[[int], str]
     bos: int | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as its model reads it.
+
+    Attributes
+    ----------
+    pieces : list of str
+        What each token stands for in the text.
+    log_p : float64 array (tokens,)
+        The log-probability of each, in nats; NaN where nothing predicts it.
+    """
+
+    pieces: list[str]
+    log_p: np.ndarray
+
+    def least(self, most: int) -> list[str]:
+        """Name the least likely tokens, with what stands before them.
+
+        Examples
+        --------
+        >>> Tokens(["It", " was", " Tuesday"], np.array([np.nan, -0.5, -9.0])).least(1)
+        ["' Tuesday' after 'It was' (9.0 nats)"]
+        """
+        told = []
+        for place in np.argsort(self.log_p, kind="stable")[: min(most, (~np.isnan(self.log_p)).sum())].tolist():
+            before = "".join(self.pieces[:place])
+            after = f" after '{'…' if len(before) > 20 else ''}{before[-20:]}'" if before else ""
+            told.append(f"'{self.pieces[place]}'{after} ({-self.log_p[place]:.1f} nats)")
+        return told
 
 
 class Bytes:
@@ -103,3 +138,12 @@ def language_of(model: Any, tokenizer: Any = None) -> Language:
         tokenizer = TransformersTokenizer(tokenizer)
     piece = getattr(tokenizer, "piece", None) or (lambda one: tokenizer.decode([one]))
     return Language(model, name, tokenizer.encode, piece, getattr(tokenizer, "bos", None))
+
+
+def kept_open(detector: Any, model: Any, tokenizer: Any) -> Language:
+    """Open a model of a detector once, for as long as the detector is there."""
+    opened, given = _OPENED.setdefault(detector, {}), (model, tokenizer)
+    asked = tuple(str(one) if isinstance(one, str | Path) else id(one) for one in given)
+    if asked not in opened:
+        opened[asked] = (language_of(*given), given)  # held, so that an id stays theirs
+    return opened[asked][0]

@@ -23,41 +23,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from farout.cards import paper
 from farout.contract import Detector
 from farout.errors import BadInput, UnknownName
-from farout.text._language import Language, language_of
+from farout.text._language import Language, Tokens, kept_open
 from farout.text._logprobs import token_logprobs
+from farout.text._neighbours import perturbed
 
 STATISTICS = ("min_k", "min_k++", "loss", "zlib", "lowercase", "reference", "neighbour")
-CHANGED = 0.1  # share of the words that are exchanged or left out in a neighbour
-_OPENED: WeakKeyDictionary[Any, dict[Any, tuple[Language, Any]]] = (
-    WeakKeyDictionary()
-)  # detectors hold plain state only
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A text as its model reads it.
-
-    Attributes
-    ----------
-    pieces : list of str
-        What each token stands for in the text.
-    log_p : float64 array (tokens,)
-        The log-probability of each, in nats; NaN where nothing predicts it.
-    """
-
-    pieces: list[str]
-    log_p: np.ndarray
 
 
 @paper(
@@ -294,11 +273,7 @@ class MinKProb(Detector):
         most : int
             Tokens to name.
         """
-        told = []
-        for text in self.tokens(X):
-            least = _least(np.nan_to_num(text.log_p), 1.0)[:most]
-            told.append([_named(text, place) for place in least.tolist()])
-        return told
+        return [text.least(most) for text in self.tokens(X)]
 
     def _checked(self, X: Any, names: Sequence[str] = ()) -> list[str]:
         """Refuse parameters and texts that cannot be scored."""
@@ -351,16 +326,10 @@ class MinKProb(Detector):
         )
 
     def _language(self, model: Any) -> Language:
-        """Open a model once."""
         if model is None:
             which = "a reference model" if self.model is not None else "a model"
             raise BadInput(f"{which} is needed to read texts with: a folder, a file, or a causal language model")
-        opened = _OPENED.setdefault(self, {})
-        given = (model, self.tokenizer)
-        asked = tuple(str(one) if isinstance(one, str | Path) else id(one) for one in given)
-        if asked not in opened:
-            opened[asked] = (language_of(*given), given)  # held, so that an id stays theirs
-        return opened[asked][0]
+        return kept_open(self, model, self.tokenizer)
 
 
 def min_k(values: Sequence[float] | np.ndarray, k: float = 0.2) -> float:
@@ -380,41 +349,6 @@ def _means(values: list[np.ndarray], k: float = 1.0) -> np.ndarray:
     return np.array([-min_k(one, k) for one in values])
 
 
-def perturbed(text: str, n: int, seed: int = 0) -> list[str]:
-    """Return n neighbours of a text: a tenth of its words left out, or exchanged with the word before.
-
-    What is drawn depends on the text and the seed alone. A text of one word is changed letter by letter.
-
-    Examples
-    --------
-    >>> perturbed("the cat sat on the mat", 3)
-    ['cat the sat on the mat', 'the cat on the mat', 'the sat on the mat']
-    """
-    mark = " " if " " in text.strip() else ""
-    words = text.split(mark) if mark else list(text)
-    rng = np.random.default_rng([seed, zlib.crc32(text.encode())])
-    made = []
-    for _ in range(n):
-        changed = list(words)
-        for _ in range(max(1, round(CHANGED * len(words)))):
-            if len(changed) < 2:
-                break
-            place = int(rng.integers(1, len(changed)))
-            if rng.random() < 0.5:
-                changed[place - 1], changed[place] = changed[place], changed[place - 1]
-            else:
-                del changed[place]
-        made.append(mark.join(changed))
-    return made
-
-
 def _least(values: np.ndarray, k: float) -> np.ndarray:
     """Return the places of the ``max(1, floor(k n))`` smallest values, the smallest first."""
     return np.argsort(values, kind="stable")[: max(1, int(k * len(values)))]
-
-
-def _named(text: Tokens, place: int) -> str:
-    """Say of a token what it follows and how likely it was."""
-    before = "".join(text.pieces[:place])
-    after = f" after '{'…' if len(before) > 20 else ''}{before[-20:]}'" if before else ""
-    return f"'{text.pieces[place]}'{after} ({-text.log_p[place]:.1f} nats)"
