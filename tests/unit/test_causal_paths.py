@@ -171,7 +171,7 @@ def test_all_paths_at_once_are_what_one_at_a_time_gives(residual):
 def test_chunks_of_samples_change_nothing(residual, monkeypatch):
     model, X = residual
     whole = [one.effects for one in network(model, X).path_effects(X, 2, [1, 5])]
-    monkeypatch.setattr("farout.inside._causal_effects.NUMBERS", 2000)
+    monkeypatch.setattr("farout.inside._causal_parts.NUMBERS", 2000)
     for one, before in zip(Network(model, X, "mean", 7, 1.0).path_effects(X, 2, [1, 5]), whole):
         np.testing.assert_allclose(one.effects, before, atol=1e-6)
 

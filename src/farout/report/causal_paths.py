@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
-from base64 import b64encode
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -13,6 +10,7 @@ import numpy as np
 
 from farout.errors import BadInput
 from farout.report._page import Section, figure, page, plain, render, table, write
+from farout.report._pictures import laid, png, visible
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -22,7 +20,6 @@ DRAWN = 10  # units of a layer in the drawing; the strongest
 PICTURES = 8  # images in the row of maps
 LINES = 40  # paths into a layer in the drawing; the strongest
 LISTED = 40  # units in the table
-HEAT = np.array([255, 122, 40])  # what a map lays over an image
 STEP = 132  # pixels between layers
 
 
@@ -174,7 +171,7 @@ def _graph(found: CausalGraph, called: str, pictures: np.ndarray | None) -> Sect
     depth = len(layers)
     images = [
         {
-            "source": _png(_visible(crops[unit])),
+            "source": png(visible(crops[unit])),
             "x": place[unit][0],
             "y": place[unit][1],
             "xref": "x",
@@ -292,9 +289,9 @@ def _losses(found: CausalGraph, called: str) -> Section:
 def _maps(found: CausalGraph, called: str, pictures: np.ndarray, maps: Mapping[str, np.ndarray]) -> Section:
     """Lay maps over images, a row a method."""
     few = pictures[:PICTURES]
-    rows = [("images", [_png(_visible(one)) for one in few])]
+    rows = [("images", [png(visible(one)) for one in few])]
     for method, heat in {"causal paths": found.map(few), **maps}.items():
-        rows.append((method, [_png(_laid(one, h)) for one, h in zip(few, heat)]))
+        rows.append((method, [png(laid(one, h)) for one, h in zip(few, heat)]))
     intro = (
         f"What the units of the graph answer to in images of {called}, their excess over the reference weighted by "
         "their paths." + (" Below it, maps of the same images by other methods." if maps else "")
@@ -330,30 +327,3 @@ def _units(found: CausalGraph, called: str) -> Section:
         + (f" The {LISTED} strongest of {len(units):,}." if len(units) > LISTED else "")
     )
     return Section("Units", table(head, rows, label="Units of the graph", numbers=head[1:4]), intro)
-
-
-def _visible(image: np.ndarray) -> np.ndarray:
-    """Turn an image (c, h, w) of any scale into bytes (h, w, 3)."""
-    low, span = image.min(), np.ptp(image) or 1.0
-    grey = np.round(255 * (image - low) / span).astype(np.uint8)
-    grey = grey[:3] if len(grey) >= 3 else np.repeat(grey[:1], 3, axis=0)
-    return grey.transpose(1, 2, 0)
-
-
-def _laid(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay a map (h, w) over a darkened image."""
-    strength = (np.clip(heat, 0, None) / max(float(heat.max()), 1e-30))[..., None]
-    return np.round(0.45 * _visible(image) * (1 - strength) + HEAT * strength).astype(np.uint8)
-
-
-def _png(pixels: np.ndarray) -> str:
-    """Write bytes (h, w, 3) as the address of a PNG image."""
-    h, w, _ = pixels.shape
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    lines = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))
-    header = struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines, 9)), chunk(b"IEND", b""))
-    return "data:image/png;base64," + b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
