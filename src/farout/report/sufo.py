@@ -79,7 +79,7 @@ def _lead(report: SufoReport, lowest: int | None) -> Markup:
 def _similarity(report: SufoReport) -> Section:
     """RSA and CKA by layer between the first stage and the last, with intervals; earlier stages thin."""
     data: list[dict[str, Any]] = []
-    layers = [plain(name, 24) for name in report.layers]
+    layers, _ = _short_names(report)
     for place, how in enumerate(report.poolings):
         axis = "" if place == 0 else str(place + 1)
         for which, (word, colour) in enumerate((("RSA", "var(--accent)"), ("CKA", "var(--ink)"))):
@@ -108,7 +108,7 @@ def _similarity(report: SufoReport) -> Section:
 def _probes(report: SufoReport) -> Section:
     """Macro-F1 of linear probes by layer and stage, and that of the head."""
     data, shapes = [], []
-    layers = [plain(name, 24) for name in report.layers]
+    layers, _ = _short_names(report)
     for place, how in enumerate(report.poolings):
         axis = "" if place == 0 else str(place + 1)
         for stage, y in zip(report.stages, report.macro[how]):
@@ -261,6 +261,13 @@ def _outliers(report: SufoReport) -> Section:
     return Section("Who is far out", table(head, rows, label="Outliers", numbers=head[1:2]), intro)
 
 
+def _short_names(report: SufoReport) -> tuple[list[str], str]:
+    """Return the layers' names without the row that blocks stand in, and its name; as they are where there is none."""
+    rows = {name.rpartition(".")[0] for name in report.layers if name.rpartition(".")[2].isdigit()}
+    row = rows.pop() if len(rows) == 1 else ""
+    return [plain(name.removeprefix(f"{row}.") if row else name, 24) for name in report.layers], row
+
+
 def _hover(report: SufoReport, row: int) -> str:
     words = [f"sample {row:,}: {plain(report.classes[report.y[row]], 30)}"]
     return "<br>".join(words + ([plain(report.texts[row], 80)] if report.texts else []))
@@ -273,9 +280,10 @@ def _short(text: str, most: int) -> str:
 def _side_by_side(report: SufoReport, y: str, span: list[float]) -> dict[str, Any]:
     """Lay out one panel a pooling, on one scale."""
     titles, ticks = [WORDS.get(how, how) for how in report.poolings], len(report.layers)
+    row = plain(_short_names(report)[1], 40)
     layout: dict[str, Any] = {
         "height": 380,
-        "legend": {"orientation": "h", "y": -0.32},
+        "legend": {"orientation": "h", "y": -0.25},
         "margin": {"l": 56, "r": 16, "t": 36, "b": 96},
         "annotations": [],
     }
@@ -283,7 +291,7 @@ def _side_by_side(report: SufoReport, y: str, span: list[float]) -> dict[str, An
         axis = "" if place == 0 else str(place + 1)
         wide = [(place + 0.06 * (place > 0)) / len(titles), (place + 1 - 0.02) / len(titles)]
         layout[f"xaxis{axis}"] = {"domain": wide, "anchor": f"y{axis}", "type": "category", "showgrid": False}
-        layout[f"xaxis{axis}"] |= {"range": [-0.5, ticks - 0.5]}
+        layout[f"xaxis{axis}"] |= {"range": [-0.5, ticks - 0.5], "title": {"text": row}}
         layout[f"yaxis{axis}"] = {"range": span, "anchor": f"x{axis}", "zeroline": False}
         layout["annotations"].append(_title(title, wide[0], 1.0))
     layout["yaxis"]["title"] = {"text": y}
