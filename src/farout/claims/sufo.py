@@ -73,7 +73,7 @@ def claim(budget: str, progress: Progress) -> Claim:
         f"{all_frozen:.3f} with all layers frozen. Outliers in the plane {verdict(finds)}: precision at k "
         + ", ".join(f"{precision[way]:.2f} by {way}" for way in WAYS)
         + f"; chance is 0.03. The plane finds {found} questions. The model tells {learnt} training questions as they "
-        f"are labelled: what it has learnt by heart lies with its label, and no ranking sees it. Peak rate {rate:g}"
+        f"are labelled: what it has learnt by heart lies with its label. Peak rate {rate:g}"
         + (", chosen on the validation questions of a draw that is in no number." if len(RATES[budget]) > 1 else ".")
     )
     return Claim(
