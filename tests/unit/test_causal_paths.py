@@ -585,5 +585,5 @@ def test_the_claim_runs_in_small():
     assert 0 < found.ours <= 1
     trained = found.numbers["Networks"][0]
     assert trained["conflicting"] < 0.6 < trained["clean"]  # the shortcut was learned
-    every = next(row for row in found.numbers["Patch filters"] if row["method"] == "all patch filters")
+    every = next(row for row in found.numbers["Patch filters"] if row["method"] == "all of them")
     assert every["patch filters held"] == 1.0

@@ -12,7 +12,7 @@ from farout.claims._tables import SEEDS, Progress, verdict
 from farout.inside.causal_paths import CausalGraph, CausalPaths, faithfulness, jaccard
 
 LAYERS = ("conv1", "conv2", "conv3")
-SIGMAS, DRAWS = (0.05, 0.1), 3
+SIGMAS, DRAWS, RANDOM = (0.05, 0.1), 3, 10
 HELD, GAIN, COST = 0.5, 0.1, 0.02
 THRESHOLD = (
     "Networks that learned a corner patch as a shortcut to a class; patch filters are the eighth of the last "
@@ -43,14 +43,24 @@ def claim(budget: str, progress: Progress) -> Claim:
     gain, cost = ours["conflicting"] - plain["conflicting"], plain["clean"] - ours["clean"]
     removes, spares = gain >= GAIN, cost <= COST
     stable = overlap["causal paths"]["jaccard"] > overlap["gradient x activation"]["jaccard"]
-    repaired = filters["blamed on held-out images"]
+    repaired, maps = filters["blamed on held-out images"], mean["Maps"]
     note = (
         f"Held {verdict(holds_them)}: {ours['patch filters held']:.0%} of the patch filters, where chance has "
-        f"{chance['patch filters held']:.0%}. Shortcut removed {verdict(removes)}: accuracy on patched images of other "
-        f"classes from {plain['conflicting']:.1%} to {ours['conflicting']:.1%}. Cost {verdict(spares)}: "
-        f"{100 * cost:.1f} points without patch. Stability {verdict(stable)}: overlap of "
-        f"{overlap['causal paths']['jaccard']:.3f} against {overlap['gradient x activation']['jaccard']:.3f}. "
-        f"As many filters that blame finds on held-out patched images, without knowing of a patch, bring "
+        f"{chance['patch filters held']:.0%} and gradient x activation "
+        f"{filters['gradient x activation']['patch filters held']:.0%}. Shortcut removed {verdict(removes)}: accuracy "
+        f"on patched images of other classes from {plain['conflicting']:.1%} to {ours['conflicting']:.1%}; "
+        f"{filters['all of them']['conflicting']:.1%} with all patch filters gone, so that much of the shortcut lies "
+        f"outside of them. Cost {verdict(spares)}: {100 * cost:.1f} points without patch. Stability {verdict(stable)}: "
+        f"overlap of {overlap['causal paths']['jaccard']:.3f} against "
+        f"{overlap['gradient x activation']['jaccard']:.3f}. In these networks a mean and a linear map follow the last "
+        "convolution, where gradient x activation is itself the exact effect on the logit (with zero as reference), "
+        "and a fixed number of units flips less than one that is decided by effects. Maps: rank correlation under "
+        f"noise {maps['causal paths']['rank correlation under noise']:.2f} (gradient x input "
+        f"{maps['gradient x input']['rank correlation under noise']:.2f}, Grad-CAM "
+        f"{maps['Grad-CAM']['rank correlation under noise']:.2f}), insertion {maps['causal paths']['insertion']:.3f} "
+        f"(integrated gradients {maps['integrated gradients']['insertion']:.3f}), deletion "
+        f"{maps['causal paths']['deletion']:.3f} ({maps['integrated gradients']['deletion']:.3f}). Repair: as many "
+        f"filters that blame finds on held-out patched images, without knowing of a patch, bring "
         f"{repaired['conflicting']:.1%} at {100 * (plain['clean'] - repaired['clean']):.1f} points."
     )
     return Claim(
@@ -76,12 +86,12 @@ def _measured(one: Planted, seed: int, draws: int) -> dict[str, list[dict[str, A
     paths = CausalPaths()
     graph = paths.measure(one.model, one.X, one.y, one.target)
     patched, classes = one.conflicting
-    judged = slice(len(classes) // 2, None)  # the first half is for blame
+    half = len(classes) // 2  # the first half is for blame
 
     def accuracies() -> dict[str, float]:
         return {
-            "clean": accuracy(one.model, one.test_X, one.test_y),
-            "conflicting": accuracy(one.model, patched[judged], classes[judged]),
+            "clean": accuracy(one.model, one.test_X[half:], one.test_y[half:]),
+            "conflicting": accuracy(one.model, patched[half:], classes[half:]),
         }
 
     own = one.test_y == one.target
@@ -96,20 +106,24 @@ def _measured(one: Planted, seed: int, draws: int) -> dict[str, list[dict[str, A
     chosen = {"causal paths": {unit.number for unit in graph.units(LAYERS[-1])}}
     for method, values in attributions(one.model, of_class, one.target, RELUS[-1]).items():
         chosen[method] = _top(values, size)
-    rng = np.random.default_rng(seed)
-    chosen["drawn at random"] = set(rng.permutation(len(rose))[:size].tolist())
-    ablated = {method: units & responding for method, units in chosen.items()}
-    errors = torch.cat([one.test_X[: len(patched) // 2], patched[: judged.start]])
-    truth = torch.cat([one.test_y[: len(patched) // 2], classes[: judged.start]])
+    errors = torch.cat([one.test_X[:half], patched[:half]])
+    truth = torch.cat([one.test_y[:half], classes[:half]])
     few = slice(None, None, max(1, len(errors) // 1000))
     blamed = [b.unit.number for b in paths.blame(one.model, errors[few], truth[few]) if b.unit.layer == LAYERS[-1]]
-    chosen["blamed on held-out images"] = ablated["blamed on held-out images"] = set(blamed[: len(responding)])
-    chosen["all patch filters"] = ablated["all patch filters"] = responding
-    filters = []
-    for method, units in chosen.items():
-        with graph.ablated([(LAYERS[-1], unit) for unit in ablated[method]]):
-            row = {"method": method, "patch filters held": len(units & responding) / len(responding)}
-            filters.append(row | {"ablated": len(ablated[method])} | accuracies())
+
+    def row(method: str, held: set[int], ablated: set[int]) -> dict[str, Any]:
+        with graph.ablated([(LAYERS[-1], unit) for unit in ablated]):
+            told = accuracies()
+        share = len(held & responding) / len(responding)
+        return {"method": method, "patch filters held": share, "ablated": len(ablated)} | told
+
+    filters = [row(method, units, units & responding) for method, units in chosen.items()]
+    rng = np.random.default_rng(seed)
+    drawn = [set(rng.permutation(len(rose))[:size].tolist()) for _ in range(RANDOM)]
+    random = [row("drawn at random", units, units & responding) for units in drawn]
+    filters.append({"method": "drawn at random"} | _means(random)["drawn at random"])
+    for method, units in (("blamed on held-out images", set(blamed[: len(responding)])), ("all of them", responding)):
+        filters.append(row(method, units, units))
     return {
         "Networks": [networks],
         "Patch filters": filters,
