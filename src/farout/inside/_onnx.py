@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from farout.errors import BadInput, MissingExtra, NothingMatched
+from farout.errors import BadInput, MissingExtra, NothingMatched, UnknownName
 from farout.inside._accumulators import ChannelStats
 from farout.inside._attention_stats import AttentionStats
 from farout.inside._onnx_graph import Graph, Spot
 from farout.inside._recording import Recording
 from farout.inside._sites import merged_heads, rows_of, tokens_of, weight_rows
+from farout.inside.recorder import KINDS
 
 __all__ = ["record_onnx"]
 
@@ -64,6 +65,22 @@ def record_onnx(
         onnx, onnxruntime or torch is not installed.
     NothingMatched
         No site has a name that ``where`` matches.
+    UnknownName
+        ``what`` names no kind of site.
+
+    Examples
+    --------
+    >>> import onnx, tempfile
+    >>> weights = [onnx.helper.make_tensor("W", 1, (2, 2), [1.0, 0.0, 0.0, 4.0])]
+    >>> rows = onnx.helper.make_tensor_value_info("x", 1, ("n", 2))
+    >>> out = onnx.helper.make_tensor_value_info("y", 1, ("n", 2))
+    >>> maps = [onnx.helper.make_node("MatMul", ["x", "W"], ["y"], name="/head/MatMul")]
+    >>> graph = onnx.helper.make_graph(maps, "graph", [rows], [out], weights)
+    >>> opset = [onnx.helper.make_opsetid("", 17)]
+    >>> path = tempfile.mkdtemp() + "/model.onnx"
+    >>> onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    >>> record_onnx(path, [np.array([[1.0, -8.0], [2.0, 3.0]])])["head.in"].absmax
+    array([2., 8.])
     """
     try:
         import onnx
@@ -73,6 +90,9 @@ def record_onnx(
         raise MissingExtra("recording an ONNX model", "onnx,torch") from error
     from farout.io._onnx_model import OnnxModel
 
+    for kind in what:
+        if kind not in KINDS:
+            raise UnknownName("kind of site", kind, KINDS)
     plain = OnnxModel(Path(path))  # says what is wrong with a file, and how it is called
     model = onnx.inliner.inline_local_functions(onnx.load(path))
     if model.ByteSize() >= _LIMIT:

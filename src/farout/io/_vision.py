@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def open_timm(name: str, weights: Path | None, classes: int | None = None) -> tuple[nn.Module, str, Pixels, list[str]]:
+def open_timm(name: str, weights: Path | None, **options: Any) -> tuple[nn.Module, str, Pixels, list[str]]:
     """Make a timm model; without weights it has random ones, and nothing is downloaded.
 
     Raises
@@ -22,15 +22,19 @@ def open_timm(name: str, weights: Path | None, classes: int | None = None) -> tu
     MissingExtra
         timm, or torchvision that it needs, is not installed.
     BadInput
-        No model of timm has this name, or the weights are not its own.
+        No model of timm has this name, the weights are not its own, or torchvision does not fit torch.
     """
     try:
         import timm
     except ImportError as error:
         raise MissingExtra("opening a timm model", "vision") from error
+    except RuntimeError as error:
+        raise BadInput(
+            f"timm cannot be imported: {error}; install the torchvision that belongs to this torch"
+        ) from error
     if not timm.is_model(name):
         raise BadInput(f"timm {timm.__version__} has no model '{name}'; {nearest(name, timm.list_models())}")
-    model = timm.create_model(name, pretrained=False, **({} if classes is None else {"num_classes": classes}))
+    model = timm.create_model(name, pretrained=False, **options)
     pixels, notes = timm_pixels(dict(model.pretrained_cfg)), []
     if weights is None:
         stored = "random weights"

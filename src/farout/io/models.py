@@ -365,8 +365,10 @@ def _timm(name: str, weights: Path | None, config: dict[str, Any] | None, title:
     from farout.io._pixels import timm_pixels
     from farout.io._vision import open_timm
 
-    classes = (config or {}).get("num_classes")
-    model, stored, pixels, notes = open_timm(name, weights, classes)
+    options = dict((config or {}).get("model_args") or {})
+    if config and "num_classes" in config:
+        options["num_classes"] = config["num_classes"]
+    model, stored, pixels, notes = open_timm(name, weights, **options)
     if config and isinstance(config.get("pretrained_cfg"), dict):
         pixels = timm_pixels(config["pretrained_cfg"])
     opened = _module(model, title, stored, pixels)
