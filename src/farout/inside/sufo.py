@@ -99,7 +99,7 @@ class SUFO:
     >>> report.similarity["given"][0, :, 0].round(2)  # RSA by layer: the first did not move
     array([1.  , 0.28])
     >>> report.sparsity.round(2), report.linear.round(2)
-    (array([0.89, 0.97]), array([0.54, 1.  ]))
+    (array([0.91, 0.98]), array([0.52, 1.  ]))
     """
 
     def __init__(self, samples: int = 1000, draws: int = 200, random_state: int = 0) -> None:
