@@ -357,6 +357,26 @@ def test_large_values_persistent_channels_and_patterns_are_told_apart():
     assert by_column > 50 and by_column > 2 * by_row
 
 
+def test_of_many_rows_a_sixteenth_is_counted():
+    torch.manual_seed(0)
+    x = torch.randn(8192, 40)
+    stats = ChannelStats.of(x)
+    assert stats.histogram.sum() == pytest.approx(x.numel(), rel=0.05)
+    for share in (0.01, 0.5, 0.999):
+        assert stats.quantile(share) == pytest.approx(np.quantile(np.abs(x.numpy()), share), rel=0.08)
+    x[np.arange(8192) % 128 == 0] += 1e4  # rows in step with anything would shift all columns by them
+    assert_equal(ChannelStats.of(x), naive.facts(x.double().numpy(), np.zeros(8192, int)))
+
+
+@pytest.mark.parametrize("common", [0.0, 1e-15, 1e12])
+def test_columns_that_a_few_rows_misrepresent_are_done_again(common):
+    x = torch.full((20_000, 2), common)
+    x[7] += torch.tensor([3e20, 1.0])  # one row of many, which no choice of few is likely to contain
+    stats, expected = ChannelStats.of(x), naive.facts(x.double().numpy(), np.zeros(20_000, int))
+    for word in ("mean", "m2", "m4", "high"):
+        np.testing.assert_allclose(getattr(stats, word), expected[word], rtol=1e-6, atol=1e-300, err_msg=word)
+
+
 def test_powers_neither_vanish_nor_overflow():
     for scale in (1e-15, 1e12):
         x = torch.randn(400, 3) * scale + 50 * scale

@@ -16,7 +16,7 @@ import torch
 
 from farout.inside._accumulators import MOST_POSITIONS, ChannelStats, farthest
 from farout.inside._attention_stats import AttentionStats
-from farout.inside._channel_facts import ALL_ROWS, BINS, DROPPED_BITS, HASH, LARGE, SAMPLED
+from farout.inside._channel_facts import BINS, DROPPED_BITS, HASH, LARGE, SAMPLED, is_sampled
 
 _ROWS, _STEP, _COLUMNS = 256, 16, 128  # rows of a stripe, rows at a time, and columns, of a program
 _ALL_BINS = 1 << (31 - DROPPED_BITS)
@@ -144,7 +144,7 @@ class Board:
         rows = torch.empty(J * 9 * N, dtype=torch.float32, device=x_NC.device)
         kernels.read[K, J](
             x_NC, x_NC if keep_N is None else keep_N.view(torch.int8), columns, rows, self.bins, N, C, *x_NC.stride(),
-            MASKED=keep_N is not None, TIMES=SAMPLED if N > ALL_ROWS else 1,
+            MASKED=keep_N is not None, TIMES=SAMPLED if is_sampled(N, C) else 1,
             MULTIPLIER=HASH, ROWS=_ROWS, STEP=_STEP, COLUMNS=_COLUMNS,
             DROPPED=DROPPED_BITS, FROM=LARGE, num_warps=8,
         )  # fmt: skip

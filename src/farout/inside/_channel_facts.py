@@ -15,7 +15,7 @@ import numpy as np
 
 DROPPED_BITS = 19  # of the 23 bits of mantissa of a float32
 BINS = 0x7F800000 >> DROPPED_BITS  # from the bits of infinity on there are no numbers
-ALL_ROWS, SAMPLED = 1024, 16  # of more rows in a call, one in sixteen has its values counted in bins, sixteen times
+SAMPLED = 16  # of many rows in a call, one in so many has its values counted in bins, so many times
 LARGE = 6.0  # where LLM.int8() begins to count a value as an outlier
 HASH = 2654435761  # spreads those rows: row r is one of them if the upper four bits of 32 of r * HASH are zero
 
@@ -49,8 +49,8 @@ class ChannelFacts:
     top_position, top_channel : int64 array (at most 32,)
         The positions with the largest peaks, farthest first, and the channels where these stand.
     histogram : int64 array (4080,)
-        Absolute values in bins of a sixteenth of an octave; of a call with more than 1,024 rows a fixed sixteenth of
-        them is counted, sixteen times.
+        Absolute values in bins of a sixteenth of an octave; of a call with more than 512 rows and 262,144
+        values a fixed sixteenth of the rows is counted, sixteen times.
     """
 
     count: np.ndarray
@@ -163,6 +163,11 @@ class ChannelFacts:
 def _ratio(total: float, count: float) -> float:
     """Divide, with NaN for nothing."""
     return float(total / count) if count else float("nan")
+
+
+def is_sampled(N: int, C: int) -> bool:
+    """Whether only a part of the rows of a call is counted in bins."""
+    return N > 512 and N * C > 1 << 18
 
 
 def padded(values: np.ndarray, length: int) -> np.ndarray:

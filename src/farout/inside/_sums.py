@@ -1,9 +1,9 @@
 """The sums behind :class:`ChannelStats`, taken from rows in pieces that stay in a core's cache; loads torch.
 
-Columns are shifted by their means and scaled by powers of two, so that float32 holds the powers of deviations; sums of
-pieces are added in float64. The floor is one pass over the recorded tensor, and the shift asks for a second one. In the
-cache some twenty operations follow, at about a tenth of a nanosecond a value, and the count of bins, which takes as
-long as ten of them.
+Columns are shifted by the means of some of their rows and scaled by powers of two, so that float32 holds the powers of
+deviations; sums of pieces are added in float64. Where the choice of rows turns out to say little about the others, it
+is done again with what is known by then. The floor is one pass over the recorded tensor; in the cache some twenty
+operations follow, at about a tenth of a nanosecond a value.
 
 Shape legend: N rows, C channels, R rows of a piece.
 """
@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from farout.inside._channel_facts import ALL_ROWS, BINS, DROPPED_BITS, HASH, LARGE, SAMPLED
+from farout.inside._channel_facts import BINS, DROPPED_BITS, HASH, LARGE, SAMPLED, is_sampled
 
 _PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values; on a CPU three buffers of them fit in a core's cache
+_GUESSED = 64  # rows of which columns get their shifts and scales
+_RANGE = 2.0**-20, 2.0**25  # of deviations in units: their fourth powers stay in float32
 _PLAIN = 1e-7, 1e8  # rows whose peaks lie here are taken to the fourth power as they are
 _KEPT = threading.local()
 
@@ -54,24 +56,18 @@ class Sums(NamedTuple):
 def sums_of(x_NC: torch.Tensor) -> Sums:
     """Add up rows, of which there is at least one, by as many threads as torch would use."""
     work = _Pieces(x_NC)
-    work.look()
-    columns, histogram = (sum(parts) for parts in zip(*work.each(work.add)))
-    n = work.count.double().cpu().numpy()
-    unit, shift = (tensor.double().cpu().numpy() for tensor in (work.unit, work.shift))
-    p1, p2, p3, p4, magnitude, large = columns.cpu().numpy()
-    p1, p2, p3, p4 = p1 * unit, p2 * unit**2, p3 * unit**3, p4 * unit**4
-    step = p1 / np.maximum(n, 1)  # what rounding left between the shift and the mean
-    m2 = p2 - step * p1
-    m3 = p3 - 3 * step * p2 + 2 * step**2 * p1
-    m4 = p4 - 4 * step * p3 + 6 * step**2 * p2 - 3 * step**3 * p1
-    nan = work.nan.double().cpu().numpy()
-    return Sums(
-        np.stack([n, shift + step, np.maximum(m2, 0.0), m3, np.maximum(m4, 0.0)]),
-        torch.stack([work.low, work.high]).double().cpu().numpy(),
-        np.stack([magnitude, large, nan, len(x_NC) - n - nan]),
-        work.rows.double().cpu().numpy(),
-        histogram.cpu().numpy()[:BINS],
-    )
+    work.guess()
+    sums = work.sums()
+    n, mean, m2, *_ = sums.powers
+    away = np.abs(mean - work.shift.double().cpu().numpy())
+    reach = np.where(n > 0, np.maximum(sums.extremes[1] - mean, mean - sums.extremes[0]), 0.0)
+    ratio = reach / work.unit.double().cpu().numpy()
+    outside = (ratio > _RANGE[1]) | ((ratio < _RANGE[0]) & (reach > 0))
+    if np.any(outside | (away**2 * n > 9 * m2)):
+        work.shift, work.unit = (torch.from_numpy(known).to(work.shift) for known in (mean, reach))
+        work.unit = _power_of_two(work.unit)
+        sums = work.sums()
+    return sums
 
 
 @cache
@@ -97,7 +93,7 @@ class _Pieces:
         self.pieces = [slice(start, min(start + self.R, N)) for start in range(0, N, self.R)]
         self.rows = torch.zeros(7, N, **self.like)
         self.counted: torch.Tensor | None = None
-        if N > ALL_ROWS:
+        if is_sampled(N, C):
             hashed = (np.arange(N, dtype=np.uint32) * np.uint32(HASH)) >> np.uint32(28)
             self.counted = torch.from_numpy(hashed == 0).to(x_NC.device)
 
@@ -125,63 +121,80 @@ class _Pieces:
             _KEPT.key, _KEPT.flat = key, torch.empty(3 * max(R * self.C, _PIECE["cpu"]), **self.like)
         return [part.view(R, self.C) for part in _KEPT.flat[: 3 * R * self.C].split(R * self.C)[:count]]
 
-    def look(self) -> None:
-        """Find extremes, what is not finite, and by what columns are shifted and scaled."""
-        N, C = self.x_NC.shape
-        found = self.each(self.extremes)
-        self.low = torch.stack([low for low, _, _ in found]).amin(0)
-        self.high = torch.stack([high for _, high, _ in found]).amax(0)
-        self.count = torch.full((C,), N, device=self.x_NC.device)
-        self.nan = torch.zeros_like(self.count)
-        self.whole = bool((self.low.isfinite() & self.high.isfinite()).all())
-        if self.whole:
-            total = torch.stack([part for _, _, part in found]).sum(0)
-        else:
-            finite_NC, x_NC = self.x_NC.isfinite(), self.x_NC.to(self.like["dtype"])
-            self.count, self.nan = finite_NC.sum(0), self.x_NC.isnan().sum(0)
-            self.low = x_NC.masked_fill(~finite_NC, torch.inf).amin(0)
-            self.high = x_NC.masked_fill(~finite_NC, -torch.inf).amax(0)
-            total = x_NC.masked_fill(~finite_NC, 0.0).double().sum(0)
-            self.rows[6] = (~finite_NC).sum(1)
-        shift = (total / self.count.clamp(min=1)).to(self.like["dtype"])
-        self.shift = shift.clamp_(self.low, self.high).nan_to_num_(0.0, 0.0, 0.0)
-        reach = torch.maximum(self.high - self.shift, self.shift - self.low).nan_to_num_(0.0, 3e38, 0.0)
-        # Powers of deviations of 1e-12, or of 1e10, leave float32. A power of two brings them near 1, without rounding.
-        self.unit = _power_of_two(reach)
+    def guess(self) -> None:
+        """Choose what columns are shifted and scaled by, from rows that keep step with nothing."""
+        N = len(self.x_NC)
+        rows = np.unique(np.arange(N) if N <= _GUESSED else (np.arange(_GUESSED) * 0.6180339887 % 1 * N).astype(int))
+        x_RC = self.x_NC[torch.from_numpy(rows).to(self.x_NC.device)].to(self.like["dtype"])
+        finite_RC = x_RC.isfinite()
+        x_RC = x_RC.masked_fill(~finite_RC, 0.0)
+        self.shift = x_RC.double().sum(0).div_(finite_RC.sum(0).clamp_(min=1)).to(x_RC.dtype)
+        self.unit = _power_of_two((x_RC - self.shift).abs_().masked_fill_(~finite_RC, 0.0).amax(0).clamp_(max=3e38))
 
-    def extremes(self, pieces: list[slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Smallest and largest value of each column, NaN where one is among them, and the sum in float64."""
-        (room_RC,) = self.room(1)
-        low = torch.full((self.C,), torch.inf, **self.like)
-        high, total = -low, torch.zeros_like(low, dtype=torch.float64)
-        for at in pieces:
-            x_RC = self.read(at, room_RC)
-            torch.minimum(low, x_RC.amin(0), out=low)
-            torch.maximum(high, x_RC.amax(0), out=high)
-            total += x_RC.sum(0)
-        return low, high, total
+    def sums(self) -> Sums:
+        """Add up all pieces."""
+        columns, extremes, histograms = (torch.stack(parts) for parts in zip(*self.each(self.add)))
+        shift, unit = self.shift.double().cpu().numpy(), self.unit.double().cpu().numpy()
+        p1, p2, p3, p4, magnitude, large, bad, nan = columns.sum(0).cpu().numpy()
+        n = len(self.x_NC) - bad
+        p1, p2, p3, p4 = p1 * unit, p2 * unit**2, p3 * unit**3, p4 * unit**4
+        step = p1 / np.maximum(n, 1)  # from the shift to the mean
+        with np.errstate(invalid="ignore"):  # powers that left float32 will be taken again
+            m2 = p2 - step * p1
+            m3 = p3 - 3 * step * p2 + 2 * step**2 * p1
+            m4 = p4 - 4 * step * p3 + 6 * step**2 * p2 - 3 * step**3 * p1
+        return Sums(
+            np.stack([n, np.where(n > 0, shift + step, 0.0), np.maximum(m2, 0.0), m3, np.maximum(m4, 0.0)]),
+            torch.stack([extremes[:, 0].amin(0), extremes[:, 1].amax(0)]).double().cpu().numpy(),
+            np.stack([magnitude, large, nan, bad - nan]),
+            self.rows.double().cpu().numpy(),
+            histograms.sum(0).cpu().numpy()[:BINS] * (1 if self.counted is None else SAMPLED),
+        )
 
-    def add(self, pieces: list[slice]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add up pieces: float64 (6, C) of four powers of (x - shift) / unit, |x| and large ones; bins (4096,)."""
+    def add(self, pieces: list[slice]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Add up pieces.
+
+        Returns
+        -------
+        columns : float64 tensor (8, C)
+            Four powers of (x - shift) / unit, |x|, and how many values are large, not finite, and NaN.
+        extremes : tensor (2, C)
+        histogram : int64 tensor (4096,)
+        """
         room_RC, a_RC, b_RC = self.room(3)
-        columns = torch.zeros(6, self.C, dtype=torch.float64, device=self.x_NC.device)
+        columns = torch.zeros(8, self.C, dtype=torch.float64, device=self.x_NC.device)
+        extremes = torch.full((2, self.C), torch.inf, **self.like)
+        extremes[1] = -torch.inf
         histogram = torch.zeros(1 << (31 - DROPPED_BITS), dtype=torch.int64, device=self.x_NC.device)
         part, inverse, offset = torch.zeros(5, self.C, **self.like), 1 / self.unit, -self.shift / self.unit
         for at in pieces:
-            x_RC = self.read(at, room_RC)
+            x_RC = deviant_RC = self.read(at, room_RC)
             a_RC, b_RC = a_RC[: len(x_RC)], b_RC[: len(x_RC)]  # the last piece is shorter
-            bad_RC = None if self.whole else ~x_RC.isfinite()
-            deviant_RC = x_RC if bad_RC is None else torch.where(bad_RC, self.shift, x_RC)  # which adds nothing
-            x_RC = x_RC if bad_RC is None else x_RC.masked_fill(bad_RC, 0.0)
             peak_R, magnitude_R = self.rows[:2, at]
+            low, high = x_RC.amin(0), x_RC.amax(0)
+            bad_RC = None
+            if not bool((high - low).isfinite().all()):
+                bad_RC = ~x_RC.isfinite()
+                columns[6] += bad_RC.sum(0)
+                columns[7] += x_RC.isnan().sum(0)
+                self.rows[6, at] = bad_RC.sum(1)
+                low, high = x_RC.masked_fill(bad_RC, torch.inf).amin(0), x_RC.masked_fill(bad_RC, -torch.inf).amax(0)
+                deviant_RC = torch.where(bad_RC, self.shift, x_RC)  # no deviation: adds nothing
+                x_RC = x_RC.masked_fill(bad_RC, 0.0)
+            torch.minimum(extremes[0], low, out=extremes[0])
+            torch.maximum(extremes[1], high, out=extremes[1])
+
             torch.abs(x_RC, out=a_RC)
             torch.sum(a_RC, 0, out=part[4])
             torch.amax(a_RC, 1, out=peak_R)
             torch.sum(a_RC, 1, out=magnitude_R)
             if float(peak_R.max()) >= LARGE:
                 columns[5] += (a_RC >= LARGE).sum(0)
-            some = slice(None) if self.counted is None else self.counted[at]
-            bits_RC = a_RC[some].float().view(torch.int32) >> DROPPED_BITS
+            if self.counted is None:
+                some, room = slice(None), b_RC.view(torch.int32) if b_RC.dtype == torch.float32 else None
+            else:
+                some, room = self.counted[at], None
+            bits_RC = torch.bitwise_right_shift(a_RC[some].float().view(torch.int32), DROPPED_BITS, out=room)
             histogram += torch.bincount(bits_RC.view(-1), minlength=len(histogram))
             if bad_RC is not None:
                 histogram[0] -= bad_RC[some].sum()  # zeros stood in for them
@@ -196,7 +209,7 @@ class _Pieces:
             torch.sum(b_RC, 0, out=part[3])
             columns[:5] += part
             _add_rows(x_RC, self.rows[:, at], a_RC, b_RC)
-        return columns, histogram if self.counted is None else histogram * SAMPLED
+        return columns, extremes, histogram
 
 
 def _add_rows(x_RC: torch.Tensor, rows: torch.Tensor, a_RC: torch.Tensor, b_RC: torch.Tensor) -> None:
