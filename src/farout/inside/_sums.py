@@ -191,7 +191,8 @@ class _Pieces:
             if float(peak_R.max()) >= LARGE:
                 columns[5] += (a_RC >= LARGE).sum(0)
             if self.counted is None:
-                some, room = slice(None), b_RC.view(torch.int32) if b_RC.dtype == torch.float32 else None
+                some: Any = slice(None)
+                room = b_RC.view(torch.int32) if b_RC.dtype == torch.float32 else None
             else:
                 some, room = self.counted[at], None
             bits_RC = torch.bitwise_right_shift(a_RC[some].float().view(torch.int32), DROPPED_BITS, out=room)

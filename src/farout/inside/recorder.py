@@ -25,6 +25,11 @@ moment    ``P.exp_avg`` and whatever else it is called tensors that an optimizer
 A tensor that stands at several sites (the output of a norm is the input of three maps) is recorded once, and the other
 names lead to it.
 
+Two facts come from a part of what passes, chosen by place alone: of a sequence with more than 64 queries, the
+probabilities of 64 that are spread evenly (``queries`` counts them), and of a call with many rows, the bins of
+magnitudes of a fixed sixteenth. All others are about every value. On a GPU with Triton the sums stay there until the
+last batch has run.
+
 What is not seen: the inside of ``nn.MultiheadAttention`` and of kernels that are no calls to torch, products written as
 ``einsum``, and parameters or tensors that are not dense floating-point numbers.
 """
