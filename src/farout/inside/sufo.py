@@ -66,9 +66,9 @@ COMPONENTS = 5
     title="Diagnosing Transformers: Illuminating Feature Spaces for Clinical Decision-Making",
     authors="Hsu, Cherapanamjeri, Park, Naumann, Odisho, Yu",
     arxiv="2305.17588",
-    year=2024,
+    year=2023,
     claim="Fine-tuning sparsifies the feature space strongly, so that outliers fall into a few modes that experts can "
-    "read; similarity to the untuned model falls with depth, and probes of frozen features stay below fine-tuning.",
+    "read; an encoder pre-trained on the domain carries useful features, but can overfit rare classes.",
     differs="Mean-pooled vectors beside the first token's; debiased CKA beside RSA, with intervals over samples; the "
     "mean is added back before the head sees single axes; far is beyond Tukey's outer fence of a class's distances.",
     kind="measure",
