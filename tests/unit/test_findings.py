@@ -104,6 +104,25 @@ def test_a_massive_activation_is_found_at_its_channel_position_and_layers():
     assert one.gain is None
 
 
+def test_the_life_of_an_outlier_names_the_rows_that_write_and_remove_it():
+    net = Net()
+    token = 42
+    net.embed.weight.data[:, 0] = 0.0
+    net.embed.weight.data[token, 0] = 30.0  # says which token it is
+    for layer, size in ((1, 60_000.0), (3, -60_000.0)):
+        block = net.blocks[layer]
+        block.norm2 = nn.Identity()  # so that the mark is seen
+        block.up.weight.data[7] = 0.0
+        block.up.weight.data[7, 0], block.up.bias.data[7] = 1.0, -20.0
+        block.down.weight.data[33, 7] = size / 10
+    batches = torch.randint(0, 41, (3, 4, T), generator=torch.Generator().manual_seed(1))
+    batches[..., 6] = token
+    (one,) = [one for one in diagnose(record(net.eval(), batches)) if one.kind == "life cycle"]
+    assert (one.evidence["channel"], one.evidence["created"], one.evidence["removed"]) == (33, 1, 3)
+    assert ["blocks.1.down.weight", 33] in one.evidence["writers"]
+    assert ["blocks.3.down.weight", 33] in one.evidence["cancellers"]
+
+
 def test_what_stands_at_one_token_of_one_layer_is_a_spike_and_no_channel():
     net = Net()
     add(net, 2, at(0, 3, -30_000.0))
@@ -280,7 +299,9 @@ def test_rounding_that_costs_nothing_is_said_to_be_enough_and_stands_last():
     net = Net()
     net.blocks[1].down.weight.data[21] *= 30
     cheap = [
-        Cost(one.layer, one.weight, one.shape, one.errors, one.remedies, dict.fromkeys(SCHEMES, 1e-4), one.remedies, True)
+        Cost(
+            one.layer, one.weight, one.shape, one.errors, one.remedies, dict.fromkeys(SCHEMES, 1e-4), one.remedies, True
+        )
         for one in costs_of()
     ]
     findings = found(net, costs=cheap)

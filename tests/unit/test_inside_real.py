@@ -81,6 +81,17 @@ def test_the_weights_that_write_the_massive_activation(smol):
     assert "model.layers.28.mlp.down_proj.weight" in found  # which takes it away
 
 
+def test_the_life_of_the_largest_outlier_of_smollm2(smol):
+    _, findings, _, model = smol
+    (one,) = of_kind(findings, "life cycle")
+    assert (one.evidence["channel"], one.evidence["created"]) == (507, 11)
+    assert one.evidence["writers"] == [["model.layers.11.mlp.down_proj.weight", 507]]
+    assert one.evidence["removed"] in (28, 29)
+    assert ["model.layers.28.mlp.down_proj.weight", 507] in one.evidence["cancellers"]
+    weight = model.model.layers[11].mlp.down_proj.weight.detach().abs()
+    assert int(weight.amax(1).argmax()) == 507  # the largest weight of the matrix stands in this row
+
+
 def test_sink_heads_of_smollm2(smol):
     recording, findings, outputs, _ = smol
     (one,) = of_kind(findings, "attention sink")

@@ -203,3 +203,13 @@ def test_bad_input():
     zero.weight.data[:] = 0
     (cost,) = quantization_costs(zero, [torch.zeros(5, 4)])
     assert set(cost.errors.values()) == {0.0}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_measures_the_same():
+    model, x = Chain().eval(), spiky(500, 24)
+    here = quantization_costs(model, [x])
+    there = quantization_costs(model.cuda(), [x])
+    for one, other in zip(here, there):
+        assert one.errors == pytest.approx(other.errors, rel=1e-3)
+        assert one.loss == pytest.approx(other.loss, rel=0.5)  # a value on the edge between two steps goes either way

@@ -17,6 +17,7 @@ KINDS = {
     "beyond float16": "not_a_number",
     "rounding cost": "rounding",
     "massive activation": "massive_activations",
+    "life cycle": "life_cycle",
     "residual sink": "residual_sinks",
     "outlier channel": "outlier_channels",
     "weight line": "weight_outliers",
