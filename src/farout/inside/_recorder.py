@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from farout.errors import BadInput, NothingMatched
@@ -16,6 +15,7 @@ from farout.inside._accumulators import ChannelStats
 from farout.inside._attention_stats import AttentionStats
 from farout.inside._naming import name_shared, note_calls
 from farout.inside._recording import STILL, Recording
+from farout.inside._running import board, call, out_of_memory, unseen
 from farout.inside._sites import (
     Site,
     first_tensor,
@@ -38,11 +38,11 @@ class Recorder:
 
     def __init__(self, model: nn.Module, patterns: tuple[str, ...], what: set[str], loss: Any, forward: Any) -> None:
         self.model, self.patterns, self.what, self.loss = model, patterns, what, loss
-        self.forward = forward or _call
+        self.forward = forward or call
         self.sites = sites_of(model)
         self.total = Recording()
         self.batch = Recording()  # what the running batch has added; thrown away when it does not end well
-        self.board = _board()
+        self.board = board()
         self.own: set[str] = set()  # names that have facts of their own
         self.wanted: dict[tuple[str, str], bool] = {}
         self.path: list[str] = []  # the modules that are running
@@ -109,7 +109,7 @@ class Recorder:
         try:
             self._run_whole(batch)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             size = length_of(batch)
             if size < 2:
@@ -195,7 +195,7 @@ class Recorder:
         name = self._here("probs")
         if self.wants(name, "probs"):
             keep = self.mask if self.mask is not None and tuple(self.mask.shape) == shape else None
-            with _unseen():
+            with unseen():
                 sums = attention_sums(make(), keep)
                 self._met(name, "probs")
                 if self.board is None or not self.board.take_probs(name, *sums):
@@ -217,13 +217,13 @@ class Recorder:
             return
         self.known[id(x)] = weakref.ref(x), version, name
         width, first = (site.width, site.first) if site is not None else (None, False)
-        with _unseen():
+        with unseen():
             rows, period, keep = rows_of(x.detach() if site else merged_heads(x.detach()), width, first, *self._layout)
             self._add_rows(name, kind, rows, period, keep)
         if self.loss is not None and x.requires_grad and self.wants(f"{name}.grad", "gradient"):
 
             def hook(gradient: torch.Tensor) -> None:
-                with _unseen():
+                with unseen():
                     flat = gradient if site else merged_heads(gradient)
                     self._add_rows(f"{name}.grad", "gradient", *rows_of(flat, width, first, *self._layout))
 
@@ -247,7 +247,7 @@ class Recorder:
 
     def _add_weight(self, name: str, kind: str, weight: torch.Tensor) -> None:
         """Add facts about a parameter, or what has its shape: positions are outputs."""
-        with _unseen():
+        with unseen():
             rows = weight_rows(weight.detach())
             self._add_rows(name, kind, rows, len(rows), None)
 
@@ -277,39 +277,3 @@ class Recorder:
         name_shared(done, self.model)
         done.notes = list(dict.fromkeys(done.notes))
         return done
-
-
-def _call(model: Any, batch: Any) -> Any:
-    """Hand a batch to a model in the way its type suggests."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, list | tuple) else model(batch)
-
-
-def _board() -> Any:
-    """Return the sums that stay on a GPU, where there is one and Triton with it."""
-    import torch
-
-    if not torch.cuda.is_available() or find_spec("triton") is None:
-        return None
-    from farout.inside._board import Board
-
-    return Board()
-
-
-@contextmanager
-def _unseen() -> Iterator[None]:
-    """Compute on the side: without gradients, autocast or other watchers."""
-    import torch
-
-    with torch.no_grad(), torch._C.DisableTorchFunction(), ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch's allocator on the CPU has no class of its own for it."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
