@@ -6,6 +6,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import farout
+from farout.cards import find
 from farout.errors import BadInput
 from farout.io.state import FORMAT, read_state, saved, write_state
 from farout.table import ECOD
@@ -160,6 +163,19 @@ def test_unknown_words_are_refused(state):
     refused(state, r"unknown entry with keys \['call'\]")
     rewritten(state, lambda header: header.update(tree={"object": "profile", "state": {"no": 1}}))
     refused(state)
+
+
+@pytest.mark.parametrize("name", ["knn", "default", "pair_surprise"])
+def test_a_fresh_process_reads_what_another_one_saved(name, tmp_path):
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 5, (80, 3)).astype(str) if name == "pair_surprise" else rng.normal(size=(80, 3))
+    detector = find(name).load()().fit(X)
+    detector.save(tmp_path / "saved")
+    np.save(tmp_path / "X.npy", X)
+    code = f"import farout, numpy as np; d = farout.load({str(tmp_path / 'saved')!r}); "
+    code += f"np.save({str(tmp_path / 'scores.npy')!r}, d.outlier_score(np.load({str(tmp_path / 'X.npy')!r})))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert np.load(tmp_path / "scores.npy") == pytest.approx(detector.outlier_score(X))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,11 +154,25 @@ def _decode(value: Any, bundle: zipfile.ZipFile) -> Any:
     if "model" in value:
         return _decode_model(bundle.read(f"models/{int(value['model'])}.skops"))
     if "object" in value:
-        if value["object"] not in _CLASSES:
-            raise BadInput(f"the file holds an unknown kind of object, '{value['object']}'")
+        word = value["object"]
+        if word not in _CLASSES and word in _homes():
+            import_module(_homes()[word])
+        if word not in _CLASSES:
+            raise BadInput(f"the file holds an unknown kind of object, '{word}'")
         state = {name: _decode(item, bundle) for name, item in value["state"].items()}
-        return _CLASSES[value["object"]](**state)
+        return _CLASSES[word](**state)
     raise BadInput(f"the file holds an unknown entry with keys {sorted(value)}")
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """Return the module of farout that registers each word: a file may be read before its classes were imported."""
+    package = Path(__file__).parents[1]
+    found = {}
+    for path in package.rglob("*.py"):
+        for word in re.findall(r'^@saved\("([^"]+)"\)', path.read_text(encoding="utf-8"), re.MULTILINE):
+            found[word] = ".".join(("farout", *path.relative_to(package).with_suffix("").parts))
+    return found
 
 
 def _decode_model(data: bytes) -> Any:
