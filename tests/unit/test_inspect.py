@@ -224,7 +224,7 @@ def test_a_planted_channel_stands_in_the_twin_and_in_the_page(planted, tmp_path)
 def test_nothing_planted_nothing_named(found, tmp_path):
     assert not any(str(PLANTED) in finding.says for finding in found.findings if finding.size >= 1)
     page = read(found, tmp_path)
-    assert {note["text"] for note in page.figures[0]["layout"]["annotations"]} == {"largest |h|", "mean |h|"}
+    assert page.figures[0]["layout"]["annotations"] == []
 
 
 def test_page_is_whole_and_loads_nothing(planted, tmp_path):
@@ -246,7 +246,11 @@ def test_bars_are_the_costs(found, tmp_path):
     bars = [trace for trace in figure["data"] if trace["type"] == "bar"]
     assert len(bars) == 3
     for bar, scheme in zip(bars, ("w8a8", "w4a16", "w4a4")):
-        assert bar["text"] == [cost.layer for cost in found.costs]
+        assert [text.split("<br>")[0] for text in bar["text"]] == [cost.layer for cost in found.costs]
+        ranked = sorted(found.costs, key=lambda cost: -cost.loss[scheme])
+        worst = {cost.layer for cost in ranked[: len(ranked) // 4]}
+        marked = [colour == "var(--accent)" for colour in bar["marker"]["color"]]
+        assert marked == [cost.layer in worst for cost in found.costs]
         np.testing.assert_allclose(bar["y"], [cost.errors[scheme] for cost in found.costs], rtol=1e-4)
 
 
@@ -469,6 +473,18 @@ def test_what_is_said_of_costs_follows_from_the_numbers(found):
         f"output by {100 * plain['loss']:.2g} % of its energy; with {rows[0]['recipe']} {100 * rows[0]['loss']:.2g} %."
     )
     assert recipes(found)[0].body.count('class="best"') == 3  # one for each scheme
+
+
+def test_losses_in_nats_are_said_in_nats_and_broken_models_are_called_broken():
+    def said(plain, left):
+        cost = Cost("a", "a.weight", (2, 2), {"w8a8": 0.3}, {"rotation": {"w8a8": 0.2}}, {"w8a8": plain},
+                    {"rotation": {"w8a8": left}}, nats=True)  # fmt: skip
+        return Inspection("made", {}, Recording(), costs=[cost], takes="tokens").verdict()[1]
+
+    start = "Plain rounding to 8 bits, one scale for each activation tensor (w8a8) is predicted to "
+    assert said(0.84, 0.012) == f"{start}cost 0.84 nats a token; with rotation 0.012 nats a token."
+    assert said(9.0, 0.5) == f"{start}break the model; with rotation 0.5 nats a token."
+    assert said(9.0, 4.0) == f"{start}break the model." and said(0.5, 0.6) == f"{start}cost 0.5 nats a token."
 
 
 def test_an_inspection_shows_itself_in_a_few_lines(planted):

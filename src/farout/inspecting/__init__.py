@@ -18,7 +18,7 @@ from farout.errors import BadInput
 from farout.inspecting._changes import Change
 from farout.inspecting._inspection import Inspection
 from farout.inspecting._samples import sample_for
-from farout.inspecting._steps import LossUnit, Progress, costs_of, modes_kept, open_named, pieces_of, recorded, told
+from farout.inspecting._steps import Progress, costs_of, modes_kept, open_named, pieces_of, recorded, told
 from farout.kit.training import device_named, torch_or_say
 
 __all__ = ["Change", "Inspection", "inspect"]
@@ -126,8 +126,7 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
             raise BadInput(f"there is nothing to read in {sample.source}")
         tell("opening", 1.0)
         took("opening")
-        unit = LossUnit()
-        recording = recorded(opened, told(batches, tell), unit)
+        recording = recorded(opened, told(batches, tell))
         took("recording")
         costs = costs_of(opened, batches, seed, tell)
         took("rounding")
@@ -148,7 +147,6 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
         takes=opened.takes,
         causal=opened.causal,
         tokens=pieces_of(opened, batches),
-        loss_unit=unit.name,
         notes=list(dict.fromkeys([*opened.notes, *sample.notes, *recording.notes])),
         settings={
             "model": str(model) if isinstance(model, str | os.PathLike) else type(opened.model).__name__,

@@ -43,8 +43,6 @@ class Inspection:
         ``"tokens"``, ``"pixels"`` or ``"features"``.
     causal : bool
         Whether a token sees only those before it.
-    loss_unit : str
-        Of the rise of the loss that costs predict, such as ``"nats a token"``; empty where none is predicted.
     tokens : list of list of str
         The pieces of each sequence of the sample by position; empty where there is no tokenizer.
     notes : list of str
@@ -71,7 +69,6 @@ class Inspection:
     costs: list[Any] = field(default_factory=list)
     takes: str = "features"
     causal: bool = False
-    loss_unit: str = ""
     tokens: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -105,6 +102,15 @@ class Inspection:
     def recipes(self) -> pl.DataFrame:
         """One row for each scheme and recipe: its errors over all linear maps, and the loss they predict."""
         return _costs.recipe_table(self.rounding)
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the rise of the loss that costs predict, such as ``"nats a token"``; empty without prediction."""
+        if not any(cost.loss for cost in self.costs):
+            return ""
+        if not any(cost.nats for cost in self.costs):
+            return _costs.ENERGY
+        return "nats a token" if self.takes == "tokens" else "nats a sample"
 
     @property
     def grave(self) -> list[Finding]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from farout.errors import BadInput, nearest
-from farout.inspecting._costs import ENERGY
 
 if TYPE_CHECKING:
     from farout.inside import Recording
@@ -17,18 +16,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 WHAT = ("residual", "norm", "linear", "attention", "probs", "weight")
-
-
-class LossUnit:
-    """Learns from what a model gives in what unit a rise of its loss is predicted."""
-
-    name = ""
-
-    def see(self, model: Any, args: Any, output: Any) -> None:
-        """Look at an output; logits by name are those of tokens or of whole samples."""
-        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        words = {2: "nats a sample", 3: "nats a token"}
-        self.name = words.get(getattr(logits, "ndim", 0), ENERGY)
 
 
 def open_named(model: Any, settings: dict[str, Any], name: str | None) -> OpenModel:
@@ -70,7 +57,7 @@ def modes_kept(model: Any) -> Iterator[None]:
             part.training = training
 
 
-def recorded(opened: OpenModel, batches: Iterable[Any], unit: LossUnit) -> Recording:
+def recorded(opened: OpenModel, batches: Iterable[Any]) -> Recording:
     """Record a module, or a graph of ONNX."""
     from torch import nn
 
@@ -79,11 +66,7 @@ def recorded(opened: OpenModel, batches: Iterable[Any], unit: LossUnit) -> Recor
 
     if not isinstance(opened.model, nn.Module):
         return record_onnx(opened.model.path, batches, what=WHAT)
-    hook = opened.model.register_forward_hook(unit.see)
-    try:
-        return record(opened.model, batches, what=WHAT)
-    finally:
-        hook.remove()
+    return record(opened.model, batches, what=WHAT)
 
 
 def costs_of(opened: OpenModel, batches: list[Any], seed: int, tell: Progress) -> list[Cost]:

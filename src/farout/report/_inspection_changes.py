@@ -79,7 +79,7 @@ def _curves(found: Any) -> Section:
 
 def _maps(found: Any) -> list[Section]:
     """The largest values of both models, channel by channel."""
-    maps = [(f"largest |h|: {one.name}", peaks_of(one), layer_names(one)) for one in (found, found.other)]
+    maps = [(one.name, peaks_of(one), layer_names(one)) for one in (found, found.other)]
     if not all(any(row.any() for row in rows) for _, rows, _ in maps):
         return []
     intro = "How far each channel ever reaches: the first model above, the other below, on one scale."

@@ -17,6 +17,7 @@ WORDS = {
     "w4a16": "4-bit weights, activations as they are",
     "w4a4": "4-bit weights and activations, one scale for each token",
 }
+WORST = 10  # maps of a scheme that are marked
 FLOOR = 1e-9  # errors below are drawn there
 
 
@@ -52,22 +53,24 @@ def recipes(found: Any) -> list[Section]:
     return [Section("What helps", render("inspection_recipes.html", schemes=named, rows=rows), intro)]
 
 
-def _cell(
-    row: dict[str, Any] | None, base: dict[str, Any] | None, best: float | None, by: str
-) -> dict[str, Any] | None:
+def _cell(row: dict[str, Any] | None, base: Any, best: float | None, by: str) -> dict[str, Any] | None:
     """Describe what a recipe leaves; None where it has no place."""
     if row is None:
         return None
-    loses = by == "loss"
-    gain = base[by] / row[by] if base and row[by] and row is not base else None
+    errors = f"error {_share(row['mean'])}, median {_share(row['median'])}"
     return {
-        "value": number(row["loss"]) if loses else _share(row["mean"]),
-        "gain": "" if gain is None else f"{number(gain)} × less" if gain >= 1 else f"{number(1 / gain)} × more",
-        "note": f"error {_share(row['mean'])}, median {_share(row['median'])}"
-        if loses
-        else f"median {_share(row['median'])}",
+        "value": number(row["loss"]) if by == "loss" else _share(row["mean"]),
+        "gain": _gain(base[by] / row[by]) if base[by] and row[by] and row is not base else "",
+        "note": errors if by == "loss" else f"median {_share(row['median'])}",
         "best": row[by] == best,
     }
+
+
+def _gain(times: float) -> str:
+    """Say how many times less is left; nothing where it is about the same."""
+    if abs(times - 1) < 0.005:
+        return ""
+    return f"{number(times)} × less" if times > 1 else f"{number(1 / times)} × more"
 
 
 def _share(value: float | None) -> str:
@@ -89,7 +92,7 @@ def costs(found: Any) -> list[Section]:
     for row, scheme in enumerate(schemes):
         axis = "" if row == 0 else str(row + 1)
         these = rounding.filter(rounding["scheme"] == scheme)
-        data.append(_bars(these.filter(these["recipe"] == PLAIN), place, f"y{axis}"))
+        data.append(_bars(these.filter(these["recipe"] == PLAIN), place, found.loss_unit, f"y{axis}"))
         best = found.best(scheme)
         if best:
             data.append(_ticks(these.filter(these["recipe"] == best), place, best, f"y{axis}", low))
@@ -123,25 +126,28 @@ def costs(found: Any) -> list[Section]:
         },
     }
     intro = (
-        "The error of each linear map's output when it alone is rounded, over the output's energy: 1 % is harmless, "
-        "100 % is noise as large as the signal. Orange: the ten worst of a scheme. Ticks: what the best recipe leaves."
+        "The error of each linear map's output when it alone is rounded, over the output's energy: 0.01 is little, 1 "
+        "is as large as the signal. Orange: those that cost the model most. Ticks: what the best recipe leaves."
     )
     alt = f"Bars of rounding errors of {len(order)} linear maps in {len(schemes)} schemes"
     return [Section("What rounding costs", figure({"data": data, "layout": layout}, alt), intro)]
 
 
-def _bars(rows: pl.DataFrame, place: dict[str, int], axis: str) -> dict[str, Any]:
-    worst = set(rows.sort("error", descending=True, nulls_last=True)["layer"][: min(10, rows.height // 4)])
-    layers = rows["layer"].to_list()
+def _bars(rows: pl.DataFrame, place: dict[str, int], unit: str, axis: str) -> dict[str, Any]:
+    by = "error" if rows["loss"].null_count() else "loss"
+    worst = set(rows.sort(by, descending=True, nulls_last=True)["layer"][: min(WORST, rows.height // 4)])
+    hovers = [plain(layer) for layer in rows["layer"]]
+    if by == "loss":
+        hovers = [f"{layer}<br>costs {number(loss)} {unit}" for layer, loss in zip(hovers, rows["loss"])]
     return {
         "type": "bar",
-        "x": [place[layer] for layer in layers],
+        "x": [place[layer] for layer in rows["layer"]],
         "y": rows["error"].clip(FLOOR).to_numpy(),
         "yaxis": axis,
-        "marker": {"color": ["var(--accent)" if layer in worst else "var(--data)" for layer in layers]},
-        "text": [plain(layer) for layer in layers],
+        "marker": {"color": ["var(--accent)" if layer in worst else "var(--data)" for layer in rows["layer"]]},
+        "text": hovers,
         "textposition": "none",
-        "hovertemplate": "%{text}<br>plain rounding %{y:.3g}<extra></extra>",
+        "hovertemplate": "%{text}<br>error of its output %{y:.3g}<extra></extra>",
     }
 
 

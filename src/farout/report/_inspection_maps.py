@@ -16,7 +16,7 @@ CELLS = 288  # columns of a heat map: more than a screen tells apart would hide 
 NAMED = 8  # channels with a name above the map
 FAR = 10.0  # times the median channel of its layer, from which a channel is named
 _STACKED = 3  # names above each other
-_GAP = 44  # pixels between the maps
+_GAP = 30  # pixels between the maps
 
 Rows = list[np.ndarray]
 
@@ -42,12 +42,12 @@ def two_maps(above: tuple[str, Rows, list[str]], below: tuple[str, Rows, list[st
     parts = [[1 - heights[0] / total, 1], [0, heights[1] / total]]
     named = outlier_channels([*above[1], *below[1]])
     axes = {
-        f"yaxis{axis}": {"title": {"text": "layer"}, "domain": part, "autorange": "reversed"}
+        f"yaxis{axis}": {"title": {"text": plain(what, 24)}, "domain": part, "autorange": "reversed"}
         | layer_ticks(names)
         | BARE
-        for axis, part, (_, _, names) in zip(("", "2"), parts, (above, below))
+        for axis, part, (what, _, names) in zip(("", "2"), parts, (above, below))
     }
-    margin = {"l": 64, "r": 16, "t": 74 if named else 32, "b": 48}
+    margin = {"l": 64, "r": 16, "t": 64 if named else 16, "b": 48}
     layout = {
         "height": int(total + margin["t"] + margin["b"]),
         "margin": margin,
@@ -65,10 +65,7 @@ def two_maps(above: tuple[str, Rows, list[str]], below: tuple[str, Rows, list[st
                 "len": 1.0,
             },
         },
-        "annotations": [
-            *_channel_names(named, width),
-            *(_title(plain(what), part[1]) for part, (what, _, _) in zip(parts, (above, below))),
-        ],
+        "annotations": _channel_names(named, width),
     }
     data = [
         _map(*part, what, names, axis, step) for part, (what, _, names), axis in zip(cells, (above, below), ("y", "y2"))
@@ -171,9 +168,3 @@ def _channel_names(strongest: list[int], width: int) -> list[dict[str, Any]]:
         }
         for group in groups
     ]
-
-
-def _title(text: str, y: float) -> dict[str, Any]:
-    """Write what a map shows to the right above it, out of the way of names of channels."""
-    place = {"xref": "paper", "yref": "paper", "x": 1, "y": y, "xanchor": "right", "yanchor": "bottom"}
-    return place | {"text": text, "showarrow": False, "font": {"color": "var(--muted)", "size": 13}}

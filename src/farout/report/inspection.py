@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 Inspection = Any  # farout.inspecting.Inspection, which stands above this room and so is not imported
-FACTS = ("architecture", "parameters", "layers", "width", "stored")  # above everything else; the rest below it
+FACTS = ("architecture", "parameters", "size", "stored", "read")  # above everything else; the rest below it
+OPEN = 6  # findings that are not folded away
 WEIGHTS = 12  # matrices in the table of weights
 
 
@@ -71,9 +73,20 @@ def _lead(found: Inspection) -> Markup:
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:
     """Collect what a reader wants to know of the model before anything else."""
-    known = [(name.capitalize(), found.facts[name]) for name in FACTS if found.facts.get(name) is not None]
-    known += [("Read", found.settings["read"])] if "read" in found.settings else []
-    return [(name, _short(value)) for name, value in known]
+    known = {**found.facts, "read": found.settings.get("read")}
+    if known.get("layers") and known.get("width"):
+        known["size"] = f"{known['layers']:,} layers of {known['width']:,}"
+    facts = {name: _short(known[name]) for name in FACTS if known.get(name) is not None}
+    if "architecture" in facts:
+        facts["architecture"] = _breakable(facts["architecture"])
+    return [(name.capitalize(), value) for name, value in facts.items()]
+
+
+def _breakable(name: str) -> Markup:
+    """Let a long name of a class break where a new word of it begins."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(word) for word in re.split(r"(?<=[a-z])(?=[A-Z])", name))
 
 
 def _short(value: Any) -> str:
@@ -100,7 +113,7 @@ def _findings(found: Inspection) -> Section:
         else ""
     )
     grave = len(found.grave)
-    body = render("inspection_findings.html", cards=cards[:grave], within=cards[grave:], notes=found.notes)
+    body = render("inspection_findings.html", cards=cards[:grave], first=OPEN, within=cards[grave:], notes=found.notes)
     return Section(f"What stands out in {found.name}" if found.other else "What stands out", body, intro)
 
 
