@@ -18,7 +18,7 @@ from farout import claims
 from farout.cards import find
 from farout.data import DataMissing
 from farout.errors import BadInput
-from farout.inside._sufo_outliers import aligned, outliers_in
+from farout.inside._sufo_outliers import Outliers, aligned, modes_of, outliers_in
 from farout.inside._sufo_plane import Axes
 from farout.inside._sufo_probes import told_by_probe
 from farout.inside.sufo import (
@@ -357,6 +357,18 @@ def test_far_is_beyond_tukeys_outer_fence_of_the_class_and_clusters_bear_the_num
     assert found.ranked[0] == 80 and found.misclassified.sum() == 1
 
 
+def test_a_mode_is_where_the_models_that_name_an_outlier_lay_it():
+    y, no = np.array([0, 0, 1, 2]), np.zeros(4, bool)
+
+    def found(lies_with, flagged):
+        return Outliers(np.zeros(4), np.array(lies_with), np.array(flagged, bool), no)
+
+    models = [found([1, 0, 1, 0], [1, 0, 0, 1]), found([2, 0, 1, 2], no), found([2, 1, 1, 0], [0, 1, 0, 1])]
+    modes = modes_of(models, y)
+    told = [(mode["label"], mode["lies_with"], mode["rows"].tolist(), mode["votes"].tolist()) for mode in modes]
+    assert told == [(0, 1, [0, 1], [1, 1]), (2, 0, [3], [2])]
+
+
 # the report
 
 
@@ -399,6 +411,8 @@ def test_the_report_has_the_numbers_of_its_parts():
     told = true[~half]
     assert found.probes["given"][2, 1] == pytest.approx(f1_score(given[~half], told, average=None), abs=0.05)
     assert found.tuned == pytest.approx(f1_score(given[~half], told, average=None))
+    assert found.left[0] == pytest.approx(found.tuned.mean())
+    assert found.tuned.mean() != pytest.approx(f1_score(given, true, average="macro"))  # of half of the samples
     assert found.macro["given"][0, 1] < 0.6 < 0.9 < found.macro["given"][2, 1]
     plane = PCA(2).fit(stages["tuned"][1])
     for at, name in enumerate(stages):
