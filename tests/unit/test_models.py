@@ -190,7 +190,7 @@ def test_a_tokenizer_can_be_named_and_must_belong_to_the_model(folder, tmp_path)
 # GGUF
 
 
-def write_gguf(path, model, architecture, *, kind=None, tokens=None):
+def write_gguf(path, model, architecture, *, kind=None, pre=None, tokens=None, merges=None):
     """Write a model as llama.cpp does."""
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
@@ -207,7 +207,10 @@ def write_gguf(path, model, architecture, *, kind=None, tokens=None):
     if architecture == "gemma3":
         writer.add_key_length(config.head_dim)
         writer.add_sliding_window(8)
-    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_model("llama" if pre is None else "gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_merges(merges)
     writer.add_token_list(tokens or [f"<{i}>" for i in range(config.vocab_size)])
     writer.add_token_scores([-float(i) for i in range(config.vocab_size)])
     writer.add_token_types([1] * config.vocab_size)
@@ -368,6 +371,24 @@ def test_bytes_whole_pieces_and_the_space_before():
     assert tokenizer.decode([0, 4, 5, 3, 6, 7, 1]) == "é a  <b>a"
     spaced = PieceTokenizer(pieces, [0, 0, 0, 1, 0, 0, -9, -9], [6, 7], {0}, 0, spaced=True)
     assert spaced.encode("a") == [3] and spaced.decode([3]) == "a"
+
+
+def test_vocabularies_of_bytes_are_cut_as_their_names_say_and_unknown_ones_go_through_transformers(tmp_path):
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, vocab_size=262, num_key_value_heads=2))
+    merges = ["h e", "he l", "l o", "Ġ he", "1 2"]
+    tokens = [*bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in merges), "#"]
+    texts = ["hello he12 é", " lo  hello\n\n12he"]
+    pieces = {}
+    for pre in ("gpt-2", "smollm", "llama-bpe", "unheard-of"):
+        write_gguf(tmp_path / "m.gguf", model, "llama", pre=pre, tokens=tokens, merges=merges)
+        tokenizer = open_model(tmp_path / "m.gguf").tokenizer
+        pieces[pre] = [[tokenizer.piece(id) for id in tokenizer.encode(text)] for text in texts]
+        assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
+    assert pieces["gpt-2"] == pieces["unheard-of"] == pieces["llama-bpe"]
+    assert pieces["gpt-2"][1] == [" ", "lo", " ", " ", "hel", "lo", "\n", "\n", "12", "he"]
+    assert pieces["smollm"][1][-3:] == ["1", "2", "he"]
 
 
 # Packaged models

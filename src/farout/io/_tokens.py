@@ -275,6 +275,18 @@ def gguf_tokenizer(fields: dict[str, Any]) -> Tokenizer | None:
     return None
 
 
+def converted_tokenizer(path: Path) -> Tokenizer | None:
+    """Have transformers make the tokenizer of a GGUF file, which takes long; None where it cannot."""
+    from transformers import AutoTokenizer
+
+    try:
+        return TransformersTokenizer(
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        )
+    except Exception:  # of many kinds: a missing vocabulary, an unknown kind, a damaged one
+        return None
+
+
 def _bytes_engine(pieces: list[str], merges: list[str], cut: str | None, whole: list[int], special: set[int]) -> Any:
     """Set up the tokenizers package for a vocabulary of bytes."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
