@@ -10,6 +10,7 @@ Shape legend: N rows, C channels, R rows of a piece.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,7 @@ class _Pieces:
         self.R = max(1, min(_PIECE.get(x_NC.device.type, N * C) // C, -(-N // self.threads)))
         self.pieces = [slice(start, min(start + self.R, N)) for start in range(0, N, self.R)]
         self.rows = torch.zeros(7, N, **self.like)
+        self.rows[5] = 1.0
         self.counted: torch.Tensor | None = None
         if is_sampled(N, C):
             hashed = (np.arange(N, dtype=np.uint32) * np.uint32(HASH)) >> np.uint32(28)
@@ -166,14 +168,17 @@ class _Pieces:
         extremes = torch.full((2, self.C), torch.inf, **self.like)
         extremes[1] = -torch.inf
         histogram = torch.zeros(1 << (31 - DROPPED_BITS), dtype=torch.int64, device=self.x_NC.device)
-        part, inverse, offset = torch.zeros(5, self.C, **self.like), 1 / self.unit, -self.shift / self.unit
+        part = torch.zeros(5, self.C, **self.like)
+        p1, p2, p3, p4, magnitude = part
+        lowest, highest = extremes
+        inverse, offset = 1 / self.unit, -self.shift / self.unit
         for at in pieces:
             x_RC = deviant_RC = self.read(at, room_RC)
             a_RC, b_RC = a_RC[: len(x_RC)], b_RC[: len(x_RC)]  # the last piece is shorter
-            peak_R, magnitude_R = self.rows[:2, at]
+            peak_R, magnitude_R, *others = self.rows[:, at]
             low, high = x_RC.amin(0), x_RC.amax(0)
             bad_RC = None
-            if not bool((high - low).isfinite().all()):
+            if not math.isfinite(float((high - low).sum())):
                 bad_RC = ~x_RC.isfinite()
                 columns[6] += bad_RC.sum(0)
                 columns[7] += x_RC.isnan().sum(0)
@@ -181,14 +186,15 @@ class _Pieces:
                 low, high = x_RC.masked_fill(bad_RC, torch.inf).amin(0), x_RC.masked_fill(bad_RC, -torch.inf).amax(0)
                 deviant_RC = torch.where(bad_RC, self.shift, x_RC)  # no deviation: adds nothing
                 x_RC = x_RC.masked_fill(bad_RC, 0.0)
-            torch.minimum(extremes[0], low, out=extremes[0])
-            torch.maximum(extremes[1], high, out=extremes[1])
+            torch.minimum(lowest, low, out=lowest)
+            torch.maximum(highest, high, out=highest)
 
             torch.abs(x_RC, out=a_RC)
-            torch.sum(a_RC, 0, out=part[4])
+            torch.sum(a_RC, 0, out=magnitude)
             torch.amax(a_RC, 1, out=peak_R)
             torch.sum(a_RC, 1, out=magnitude_R)
-            if float(peak_R.max()) >= LARGE:
+            least, most = float(peak_R.min()), float(peak_R.max())
+            if most >= LARGE:
                 columns[5] += (a_RC >= LARGE).sum(0)
             if self.counted is None:
                 some: Any = slice(None)
@@ -201,32 +207,31 @@ class _Pieces:
                 histogram[0] -= bad_RC[some].sum()  # zeros stood in for them
 
             torch.addcmul(offset, deviant_RC, inverse, out=a_RC)
-            torch.sum(a_RC, 0, out=part[0])
+            torch.sum(a_RC, 0, out=p1)
             torch.mul(a_RC, a_RC, out=b_RC)
-            torch.sum(b_RC, 0, out=part[1])
+            torch.sum(b_RC, 0, out=p2)
             torch.mul(a_RC, b_RC, out=a_RC)
-            torch.sum(a_RC, 0, out=part[2])
+            torch.sum(a_RC, 0, out=p3)
             torch.mul(b_RC, b_RC, out=b_RC)
-            torch.sum(b_RC, 0, out=part[3])
+            torch.sum(b_RC, 0, out=p4)
             columns[:5] += part
-            _add_rows(x_RC, self.rows[:, at], a_RC, b_RC)
+            if least < _PLAIN[0] or most > _PLAIN[1]:  # fourth powers would leave float32: into units of powers of two
+                others[3].copy_(_power_of_two(peak_R))
+                x_RC = torch.mul(x_RC, (1 / others[3])[:, None], out=b_RC)
+            _add_rows(x_RC, others, a_RC)
         return columns, extremes, histogram
 
 
-def _add_rows(x_RC: torch.Tensor, rows: torch.Tensor, a_RC: torch.Tensor, b_RC: torch.Tensor) -> None:
-    """Find mean and deviations of rows, in units of powers of two where fourth powers would leave float32."""
-    peak_R, _, mean_R, m2_R, m4_R, unit_R, _ = rows
-    unit_R.fill_(1.0)
-    least, most = torch.aminmax(peak_R)
-    if float(least) < _PLAIN[0] or float(most) > _PLAIN[1]:
-        unit_R.copy_(_power_of_two(peak_R))
-        x_RC = torch.mul(x_RC, (1 / unit_R)[:, None], out=b_RC)
+def _add_rows(x_RC: torch.Tensor, rows: list[torch.Tensor], a_RC: torch.Tensor) -> None:
+    """Find the mean of each row, and sums of the second and fourth powers of deviations from it."""
+    mean_R, m2_R, m4_R, *_ = rows
     torch.sum(x_RC, 1, out=mean_R)
     mean_R.div_(x_RC.shape[1])
     torch.sub(x_RC, mean_R[:, None], out=a_RC)
     torch.mul(a_RC, a_RC, out=a_RC)
     torch.sum(a_RC, 1, out=m2_R)
-    m4_R.copy_(torch.linalg.vector_norm(a_RC, 2, 1).square_())
+    size_R = torch.linalg.vector_norm(a_RC, 2, 1)
+    torch.mul(size_R, size_R, out=m4_R)
 
 
 def _power_of_two(size: torch.Tensor) -> torch.Tensor:
