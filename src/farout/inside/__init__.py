@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from farout.cards import list_cards
 
 if TYPE_CHECKING:
+    from farout.inside._onnx import record_onnx
     from farout.inside.diagnosis import Finding, diagnose
     from farout.inside.quantization_cost import Cost, quantization_costs
     from farout.inside.recorder import Recording, record
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 _HOME = {
     "Recording": "recorder",
     "record": "recorder",
+    "record_onnx": "_onnx",
     "Cost": "quantization_cost",
     "quantization_costs": "quantization_cost",
     "Finding": "diagnosis",
     "diagnose": "diagnosis",
 }
 
-__all__ = ["Cost", "Finding", "Recording", "diagnose", "quantization_costs", "record"]
+__all__ = ["Cost", "Finding", "Recording", "diagnose", "quantization_costs", "record", "record_onnx"]
 
 
 def __getattr__(name: str) -> Any:
