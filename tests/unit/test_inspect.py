@@ -15,6 +15,7 @@ import pytest
 
 from farout.errors import BadInput
 from farout.inside import Cost, Finding, Recording
+from farout.inside._accumulators import AttentionStats
 from farout.inspecting import Inspection, inspect
 from farout.inspecting._changes import finding_changes
 from farout.report._inspection_costs import recipes
@@ -166,6 +167,21 @@ def test_sinks_are_those_of_plain_numpy(ids, found):
     np.testing.assert_allclose(found.sinks["share"], share_LHK.mean(1).max(1), rtol=1e-5)
     sunk = [(share[:, p] > 0.3).sum() for share, p in zip(share_LHK, found.sinks["position"])]
     assert found.sinks["sink_heads"].to_list() == sunk
+
+
+def test_a_sink_is_where_heads_look_together_and_later_positions_are_pooled(tmp_path):
+    share_HK = np.full((2, 50), 0.001)
+    share_HK[:, [0, 2, 40]] = [[0.1, 0.35, 0.3], [0.1, 0.35, 0.3]]
+    share_HK[0, 1] = 0.5  # one head alone looks there
+    stats = AttentionStats(share_HK * 60, np.full(50, 60), np.ones(2), np.zeros(2, int))
+    found = Inspection("made", {}, Recording({"a.probs": stats}, {"a.probs": "probs"}), takes="tokens")
+    row = found.sinks.row(0, named=True)
+    assert (row["position"], row["sink_heads"], row["share"]) == (2, 2, pytest.approx(0.35))
+    by_head, by_place = read(found, tmp_path).figures[0]["data"]
+    np.testing.assert_allclose(by_head["z"], [share_HK[:, 0]])
+    assert len(by_place["z"][0]) == 34  # 32 positions, the sink at 40, and the rest
+    assert by_place["text"][0][-2:] == ["layer 0, position 40", "layer 0, all other positions"]
+    np.testing.assert_allclose(by_place["z"][0][-2:], [0.3, 17 * 0.001], rtol=1e-4)
 
 
 def test_twin_holds_the_recording_and_the_costs(found, tmp_path):

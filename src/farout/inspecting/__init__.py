@@ -83,8 +83,8 @@ def inspect(
     >>> model = torch.nn.Sequential(block(), block(), block())
     >>> _ = model[1][1].bias.data.index_fill_(0, torch.tensor([5]), 900.0)
     >>> found = inspect(model, [torch.randn(16, 8)], name="three blocks")
-    >>> found.layers.select("layer", "channel").rows()[-2:]
-    [(1, 5), (2, 0)]
+    >>> found.layers.select("layer", "channel").row(2)
+    (1, 5)
     """
     torch_or_say("looking inside a model")
     tell: Progress = progress or (lambda what, done: None)
