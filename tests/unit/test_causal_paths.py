@@ -413,6 +413,44 @@ def test_a_unit_that_speaks_for_the_wrong_class_is_blamed_and_its_ablation_repai
         CausalPaths().blame(model, X, model(X).argmax(1))
 
 
+def test_a_unit_that_speaks_for_right_and_wrong_alike_is_not_blamed():
+    model = sequential(sizes=(2, 3, 3))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0, 1.0], [2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
+    X = torch.rand(200, 2, generator=torch.Generator().manual_seed(1)) + torch.arange(200)[:, None] % 2
+    blamed = CausalPaths(reference="zero").blame(model, X, np.zeros(200))
+    assert [one.unit for one in blamed] == [("0", 0)]  # unit 2 raises classes 0 and 1 by the same
+    assert blamed[0].effect == pytest.approx(2 * float(X[:, 0].mean()), rel=1e-5)
+
+
+def test_a_map_shows_what_is_more_than_usual():
+    X, y, _ = spotted()
+    model = spotter()
+    with torch.no_grad():
+        model[0].bias[0] = 2.0  # active everywhere, always
+        model[4].bias[1] = -15.0
+    graph = CausalPaths().measure(model, X, y, 1)
+    assert np.median(graph.map(X[y == 1])) < 0.02
+
+
+def test_what_writes_into_its_argument_is_as_what_does_not():
+    def forward(m, x):
+        return m.b(m.a(x).relu_())
+
+    X = torch.randn(60, 4, generator=torch.Generator().manual_seed(2))
+    model = Odd(forward)
+    plain = Odd(lambda m, x: m.b(m.a(x).relu()))
+    plain.load_state_dict(model.state_dict())
+    deep, shallow = (nn.Sequential(nn.Linear(4, 4), one) for one in (model, plain))
+    shallow[0] = deep[0]
+    found = [network(one, X).path_effects(X, 1, [0, 1, 2, 3])[0].effects for one in (deep, shallow)]
+    assert np.abs(found[1]).max() > 0.1
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
 def test_stability_is_1_where_nothing_changes_and_less_where_something_does():
     X, y, _ = spotted(200)
     model = spotter()

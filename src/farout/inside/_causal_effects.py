@@ -142,7 +142,12 @@ class Network:
         return list(paths.items())
 
     def unit_effects(
-        self, X: torch.Tensor, target: torch.Tensor | int, i: int, groups: Sequence[Sequence[int]]
+        self,
+        X: torch.Tensor,
+        target: torch.Tensor | int,
+        i: int,
+        groups: Sequence[Sequence[int]],
+        against: torch.Tensor | None = None,
     ) -> np.ndarray:
         """Return how much lower the log-odds of the target are without each group of units of a layer.
 
@@ -155,6 +160,8 @@ class Network:
             The layer.
         groups : sequence of sequence of int
             Its units.
+        against : tensor (n,), optional
+            The one class that each input's log-odds are against; by default all others.
 
         Returns
         -------
@@ -165,9 +172,10 @@ class Network:
         found = torch.zeros(len(X), len(groups), dtype=torch.float64)
         targets = torch.as_tensor(target).expand(len(X))
         for rows, run in self.runs(X):
-            base = log_odds(self.logits(run), targets[rows])
+            other = None if against is None else against[rows]
+            base = log_odds(self.logits(run), targets[rows], other)
             for g, units in enumerate(groups):
-                without = log_odds(self.logits(run, self.ablation(run, {i: units})), targets[rows])
+                without = log_odds(self.logits(run, self.ablation(run, {i: units})), targets[rows], other)
                 found[rows, g] = (base - without).cpu()
         return found.numpy()
 
@@ -251,16 +259,18 @@ class Network:
         return value
 
 
-def log_odds(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the log-odds (n,) of a class for each row of logits, in double precision.
+def log_odds(logits: torch.Tensor, target: torch.Tensor, against: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the log-odds (n,) of a class against one other, or all, for each row of logits, in double precision.
 
     A log-probability would hide every effect where the model is sure of its class, since it is near 0 before and after.
     """
     import torch
 
+    logits = logits.double()
     own = torch.nn.functional.one_hot(target, logits.shape[1]).bool().to(logits.device)
-    others = logits.double().masked_fill(own, -torch.inf).logsumexp(1)
-    return logits.double()[own] - others
+    if against is not None:
+        return logits[own] - logits.gather(1, against.to(logits.device)[:, None])[:, 0]
+    return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(1)
 
 
 @contextmanager

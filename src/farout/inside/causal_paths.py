@@ -54,7 +54,7 @@ class Blame:
     ----------
     unit : Unit
     effect : float
-        How much more the log-odds of the wrong class lose without it than those of the right one.
+        How much the log-odds of the wrong class against the right one fall without it, in the mean over the errors.
     t : float
     p : float
         One-sided, before the correction for many units.
@@ -282,8 +282,8 @@ class CausalPaths:
         Returns
         -------
         list of Blame
-            Hidden units whose effect on the predicted class is larger than on the true one over the inputs that are
-            predicted wrongly, and is no noise; the largest first. Hand the units to :meth:`CausalGraph.ablated`.
+            Hidden units without which the predicted class loses against the true one, in the mean over the inputs that
+            are predicted wrongly, and not by noise; the largest effect first. Hand the units to :meth:`CausalGraph.ablated`.
 
         Raises
         ------
@@ -305,9 +305,7 @@ class CausalPaths:
             rows: list[tuple[Unit, np.ndarray]] = []
             for i, layer in enumerate(network.layers[:-1]):
                 singles = [[u] for u in range(layer.units)]
-                for_wrong = network.unit_effects(inputs[wrong], predicted[wrong], i, singles)
-                for_right = network.unit_effects(inputs[wrong], labels[wrong], i, singles)
-                more = for_wrong - for_right
+                more = network.unit_effects(inputs[wrong], predicted[wrong], i, singles, against=labels[wrong])
                 rows += [(Unit(layer.name, u), more[:, u]) for u in range(layer.units)]
         t = np.array([_standardised(more) for _, more in rows])
         p = _p_values(t, int(wrong.sum()))
