@@ -6,6 +6,7 @@ Shape legend: B sequences, H heads, Q queries, K keys, D channels of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,15 +85,16 @@ class Products(TorchFunctionMode):
         self.operand("k", right.transpose(-1, -2))
         probs = out.detach() if out.ndim == 4 else out.detach()[:, None]
         B, _, Q, _ = probs.shape
-        rows = some_queries(Q)
+        rows = some_queries(Q, probs.device)
         self.probs((B, Q), lambda: iter([(rows, probs if len(rows) == Q else probs[:, :, rows])]))
         self.factors, self.shape = None, out.shape
 
 
-def some_queries(Q: int) -> list[int]:
-    """Choose the queries to look at: all of them, or 64 that are spread evenly."""
+@cache
+def some_queries(Q: int, device: torch.device) -> torch.Tensor:
+    """Choose the queries to look at: all of them, or 64 that are spread evenly; kept, since to send one is to wait."""
     step = max(Q / _MOST_QUERIES, 1.0)
-    return [int((i + 0.5) * step) for i in range(min(Q, _MOST_QUERIES))]
+    return torch.tensor([int((i + 0.5) * step) for i in range(min(Q, _MOST_QUERIES))], device=device)
 
 
 def fused_probs(query: Any, key: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
@@ -103,22 +105,17 @@ def fused_probs(query: Any, key: Any, mask: Any, is_causal: bool, scale: float |
     scale = D**-0.5 if scale is None else scale
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], Q, K)
-    rows = some_queries(Q)
-    step = max(1, _LOGITS // (B * H * K)) if query.device.type == "cpu" else len(rows)
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        seen = min(part[-1] + 1, K) if is_causal else K  # later keys get nothing
-        some = query[:, :, part].float().mul_(scale)
+    step = max(1, _LOGITS // (B * H * K)) if query.device.type == "cpu" else _MOST_QUERIES
+    for rows in some_queries(Q, query.device).split(step):
+        some = query[:, :, rows].float().mul_(scale)
         shared = some.reshape(B, heads, -1, D)  # groups of heads that share a key lie side by side
-        logits = (shared @ key[..., :seen]).view(B, H, len(part), seen)
+        logits = (shared @ key).view(B, H, len(rows), K)
         if is_causal:
-            at, last = torch.arange(seen, device=query.device), torch.tensor(part, device=query.device)
-            logits.masked_fill_(at > last[:, None], -torch.inf)
+            logits.masked_fill_(torch.arange(K, device=query.device) > rows[:, None], -torch.inf)
         if mask is not None:
-            some_mask = mask[..., part, :seen]
-            boolean = some_mask.dtype == torch.bool
-            logits = logits.masked_fill_(~some_mask, -torch.inf) if boolean else logits.add_(some_mask)
-        yield part, F.pad(logits.softmax(-1), (0, K - seen))
+            part = mask[..., rows, :]
+            logits = logits.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else logits.add_(part)
+        yield rows, logits.softmax(-1)
 
 
 def attention_sums(parts: Any, keep_BQ: torch.Tensor | None) -> tuple[Any, Any, Any, Any]:
@@ -130,22 +127,23 @@ def attention_sums(parts: Any, keep_BQ: torch.Tensor | None) -> tuple[Any, Any, 
     high, bad : float64 tensor (H,)
     queries : int or tensor
     """
-    total: list[Any] = []
-    for rows, probs in parts:
-        probs = probs.float()
-        queries: Any = probs.shape[0] * probs.shape[2]
+    total: tuple[Any, Any, Any, Any] | None = None
+    for rows, probs_BHQK in parts:
+        probs = probs_BHQK.float()
+        B, _, Q, K = probs.shape
+        keep, queries = probs.new_ones(B, Q), B * Q
         if keep_BQ is not None:
-            keep = keep_BQ[:, rows].to(probs.device)
-            probs, queries = torch.where(keep[:, None, :, None], probs, 0.0), keep.sum()
-        mass = probs.sum(2)
-        bad = torch.zeros(probs.shape[1], dtype=torch.float64, device=probs.device)
-        if probs.device.type != "cpu" or not bool(mass.isfinite().all()):  # to ask a GPU is to wait for it
-            bad += probs.isnan().sum((0, 2, 3))
+            keep = keep_BQ.to(probs.device)[:, rows].float()
+            queries = keep.sum().long()
+        lost = probs[..., 0].isnan()  # then all of the row is
+        if probs.device.type != "cpu" or bool(lost.any()):  # to ask a GPU is to wait for it
             probs = probs.nan_to_num(0.0)
-            mass = probs.sum(2)
-        found = mass.double().sum(0), probs.amax((0, 2, 3)).double(), bad, queries
-        if total:
-            found = total[0] + found[0], torch.maximum(total[1], found[1]), total[2] + bad, total[3] + queries
-        total = list(found)
-    mass, high, bad, queries = total
-    return mass, high, bad, queries
+        mass = (keep[:, None, None, :] @ probs)[:, :, 0].double().sum(0)
+        high = (probs.amax(3) * keep[:, None]).amax((0, 2)).double()
+        bad = (lost * keep[:, None]).sum((0, 2)).double() * K
+        if total is not None:
+            mass, high = total[0] + mass, torch.maximum(total[1], high)
+            bad, queries = total[2] + bad, total[3] + queries
+        total = mass, high, bad, queries
+    assert total is not None
+    return total
