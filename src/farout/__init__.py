@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from farout.alarm import Alarm
     from farout.cards import Card, find, list_cards, paper
     from farout.contract import Detector, load
+    from farout.inspecting import Inspection, inspect
     from farout.scoring import Result, fit, score
     from farout.scoring.ranking import rank
 
 _HOME = {
     "Alarm": "farout.alarm",
     "Card": "farout.cards",
+    "Inspection": "farout.inspecting",
+    "inspect": "farout.inspecting",
     "find": "farout.cards",
     "fit": "farout.scoring",
     "list_cards": "farout.cards",
@@ -41,10 +44,12 @@ __all__ = [
     "Alarm",
     "Card",
     "Detector",
+    "Inspection",
     "Result",
     "__version__",
     "find",
     "fit",
+    "inspect",
     "list_cards",
     "load",
     "paper",

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from farout.errors import BadInput
 from farout.inside._finding import Finding
+from farout.inside._layers import layers_of
 from farout.inside._recording import Recording
 from farout.inside.findings._common import listed
+from farout.inside.findings.massive_activations import least
 from farout.inside.quantization_cost import Cost
-from farout.inside.systematic_outliers import LEAST, SystematicOutliers, Write
+from farout.inside.systematic_outliers import SystematicOutliers, Write
 
 _TRAINED_WITHOUT = "systematic_outliers"
 
@@ -45,7 +47,8 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         "The three come and go together: training with an extra key, or a scale of its own, in attention avoids all of "
         "them. In a trained model leave the weights that write and remove them in higher precision."
     )
-    size = life.peak / LEAST
+    layer = next(layer for layer in layers_of(recording) if layer.index == life.created)
+    size = life.peak / least(recording[layer.leaves])
     return [Finding("life cycle", life.writers[0].parameter, size, says + ".", evidence, remedy, _TRAINED_WITHOUT)]
 
 

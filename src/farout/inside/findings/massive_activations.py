@@ -37,7 +37,7 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         channels = sorted(peak, key=lambda j: -peak[j])
         strongest = max(inside, key=lambda i: max(massive[i].values()))
         stats = layers[strongest][1]
-        positions = np.flatnonzero(stats.position_peak > _least(stats)).tolist()
+        positions = np.flatnonzero(stats.position_peak > least(stats)).tolist()
         names = [layers[i][0].index for i in inside]
         value, median = peak[channels[0]], stats.quantile(0.5)
         spike = len(names) == 1 and len(positions) == 1
@@ -60,17 +60,17 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
             "share of tokens": float(stats.spread[channels[0]]),
         }
         kind = "spike" if spike else "massive activation"
-        size = value / _least(stats)
+        size = value / least(stats)
         found.append(Finding(kind, layers[start][0].leaves, size, says + ".", evidence, remedy, recipe, gain))
     return found
 
 
-def _least(stats: ChannelStats) -> float:
+def least(stats: ChannelStats) -> float:
     """Return the smallest magnitude that is massive at a site."""
     return max(BOUND, RATIO * stats.quantile(0.5))
 
 
 def _massive(stats: ChannelStats) -> list[tuple[int, float]]:
     """Return the channels that are massive at a site and large at few tokens, with their peaks."""
-    far = np.flatnonzero((stats.absmax > _least(stats)) & (stats.spread < FEW))
+    far = np.flatnonzero((stats.absmax > least(stats)) & (stats.spread < FEW))
     return [(int(j), float(stats.absmax[j])) for j in far]
