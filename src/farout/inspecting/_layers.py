@@ -48,7 +48,8 @@ def stream_of(recording: Recording) -> list[str]:
 
 def layer_table(recording: Recording, stream: list[str], pieces: Callable[[int], list[str]]) -> pl.DataFrame:
     """Describe the sites of the stream; layer -1 is what enters the first block."""
-    start = -1 if layers_of(recording) else 0
+    layers = layers_of(recording)
+    start = -1 if layers and layers[0].enters in recording else 0
     rows = []
     for layer, site in enumerate(stream, start=start):
         stats: ChannelStats = recording[site]
