@@ -283,7 +283,8 @@ class CausalPaths:
         -------
         list of Blame
             Hidden units without which the predicted class loses against the true one, in the mean over the inputs that
-            are predicted wrongly, and not by noise; the largest effect first. Hand the units to :meth:`CausalGraph.ablated`.
+            are predicted wrongly, and not by noise; the largest effect first. Hand the units to
+            :meth:`CausalGraph.ablated`.
 
         Raises
         ------
@@ -317,9 +318,9 @@ class CausalPaths:
 
     def _check(self) -> None:
         torch_or_say("finding causal paths")
-        for name, low, high in (("share", 0, 1), ("fdr", 0, 1), ("alike", 0, 1)):
-            if not low < getattr(self, name) <= high:
-                raise BadInput(f"'{name}' lies above {low} and at most at {high}, not at {getattr(self, name)}")
+        for name in ("share", "fdr", "alike"):
+            if not 0 < getattr(self, name) <= 1:
+                raise BadInput(f"'{name}' lies above 0 and at most at 1, not at {getattr(self, name)}")
         if self.batch_size < 1:
             raise BadInput(f"'batch_size' is at least 1, not {self.batch_size}")
 

@@ -176,7 +176,7 @@ def _graph(found: CausalGraph, called: str, pictures: np.ndarray | None) -> Sect
             "y": place[unit][1],
             "xref": "x",
             "yref": "y",
-            "sizex": 0.115,
+            "sizex": 0.125,
             "sizey": 44 / STEP,
             "xanchor": "center",
             "yanchor": "middle",
@@ -186,10 +186,10 @@ def _graph(found: CausalGraph, called: str, pictures: np.ndarray | None) -> Sect
         if unit in crops
     ]
     names = [
-        {"x": -1.16, "y": -float(k), "text": f"<b>{plain(layer, 18)}</b><br>{_count(found, layer)}"}
+        {"x": -1.36, "y": -float(k), "text": f"<b>{plain(layer, 18)}</b><br>{_count(found, layer)}"}
         for k, layer in enumerate(layers, start=1)
     ]
-    numbers = [{"x": place[u][0] + 0.06, "y": place[u][1] - 0.14, "text": str(u.number)} for u in units if u in crops]
+    numbers = [{"x": place[u][0] + 0.07, "y": place[u][1] - 0.14, "text": str(u.number)} for u in units if u in crops]
     top = {"x": 0.05, "y": 0.0, "text": f"<b>{plain(called)}</b>", "font": {"color": "var(--ink)", "size": 15}}
     bare = {"visible": False, "fixedrange": True}
     layout = {
@@ -197,7 +197,7 @@ def _graph(found: CausalGraph, called: str, pictures: np.ndarray | None) -> Sect
         "showlegend": False,
         "hovermode": "closest",
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "xaxis": bare | {"range": [-1.2, 1.05]},
+        "xaxis": bare | {"range": [-1.38, 1.06]},
         "yaxis": bare | {"range": [-depth - 0.55, 0.45]},
         "images": images,
         "annotations": [
