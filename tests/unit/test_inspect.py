@@ -208,6 +208,7 @@ def test_recipes_sum_up_what_costs_say(found):
         assert row["worst_layer"] == found.costs[int(np.argmax(errors))].layer
     scales = [cost.remedies["per-token scales"]["w8a8"] for cost in found.costs]
     assert table["w8a8", "per-token scales"]["mean"] == pytest.approx(np.mean(scales))
+    assert not any("tokenizer" in note for note in found.notes)  # batches need none
     assert ("w4a4", "per-token scales") not in table  # that scheme has them already
     assert len({row["maps"] for row in table.values()}) == 1
 

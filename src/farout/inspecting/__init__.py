@@ -125,6 +125,8 @@ def _inspect(model: Any, data: Any, settings: dict[str, Any], name: str | None, 
         if not batches:
             raise BadInput(f"there is nothing to read in {sample.source}")
         tell("opening", 1.0)
+        if sample.ready:  # batches need no tokenizer
+            opened.notes = [note for note in opened.notes if "no tokenizer" not in note]
         took("opening")
         recording = recorded(opened, told(batches, tell))
         took("recording")

@@ -60,13 +60,14 @@ def number(value: Any) -> str:
 
 
 def log_axis(values: np.ndarray) -> dict[str, Any]:
-    """Return a logarithmic axis; where it spans little, 2 and 5 have labels beside the powers of ten."""
+    """Return a logarithmic axis; where it spans little, not only the powers of ten have labels."""
     known = values[np.isfinite(values) & (values > 0)]
     low, high = (np.log10(known.min()), np.log10(known.max())) if known.size else (0.0, 1.0)
     axis = {"type": "log", "exponentformat": "power"}
     if high - low > 1.5:
         return axis | {"dtick": 1}
-    steps = [k * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for k in (1, 2, 5)]
+    marks = (1, 2, 5) if high - low > 0.6 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    steps = [k * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for k in marks]
     return axis | {"tickvals": steps, "ticktext": [number(step) for step in steps]}
 
 
