@@ -313,6 +313,14 @@ def test_rounding_that_costs_nothing_is_said_to_be_enough_and_stands_last():
     assert dear[0].evidence["worst"] == [["blocks.1.down", 1.0]]
 
 
+def test_costs_that_are_no_numbers_are_left_out():
+    nan = dict.fromkeys(SCHEMES, float("nan"))
+    lost = Cost("blocks.0.up", "blocks.0.up.weight", (256, 64), nan, dict.fromkeys(REMEDIES, nan))
+    (dear, *_) = found(Net(), "rounding cost", costs=[lost, *costs_of(rotation=0.2)])
+    assert dear.evidence["worst"] == [["blocks.1.down", 1.0]]
+    assert not found(Net(), "rounding cost", costs=[lost])
+
+
 def test_every_kind_is_in_the_order_of_kinds_and_findings_are_sorted_by_it():
     net = Net()
     add(net, 1, at(5, 17, 90_000.0))

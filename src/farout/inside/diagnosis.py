@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib import import_module
 
 from farout.inside._finding import Finding
 from farout.inside._recording import Recording
-from farout.inside.quantization_cost import Cost
+from farout.inside.quantization_cost import SCHEMES, Cost
 
 __all__ = ["KINDS", "Finding", "diagnose"]
 
@@ -40,7 +41,8 @@ def diagnose(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
     recording : Recording
         From :func:`farout.inside.record`. Kinds whose sites were not recorded find nothing.
     costs : list of Cost, optional
-        From :func:`farout.inside.quantization_costs`; without them no gain is predicted.
+        From :func:`farout.inside.quantization_costs`; without them no gain is predicted. Costs that are no numbers, as
+        of a model whose activations are none, are left out.
 
     Returns
     -------
@@ -59,8 +61,9 @@ def diagnose(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
     >>> [finding.says for finding in diagnose(record(linear, [torch.randn(64, 64)]))]
     ["Far above the median of their matrix: row 7 of 'weight' (55 times)."]
     """
+    sound = [cost for cost in costs if all(math.isfinite(cost.of(scheme)) for scheme in SCHEMES)]
     found: list[Finding] = []
     for file in dict.fromkeys(KINDS.values()):
-        found += import_module(f"farout.inside.findings.{file}").find(recording, costs)
+        found += import_module(f"farout.inside.findings.{file}").find(recording, sound)
     order = list(KINDS)
     return sorted(found, key=lambda finding: (finding.size < 1, order.index(finding.kind), -finding.size))
