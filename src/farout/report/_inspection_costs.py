@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from farout.cards import list_cards
 from farout.inside.quantization_cost import REMEDIES
 from farout.report._inspection_common import number
 from farout.report._page import Section, figure, plain, render
@@ -49,6 +50,9 @@ def recipes(found: Any) -> list[Section]:
         what = "the error of a linear map's output over the output's energy, mean of the maps"
         small = "Small: the median."
     intro = f"In bold: {what}; behind it, how many times less than with plain rounding. {small}"
+    absent = sorted(set(REMEDIES.values()) - {card.slug for card in list_cards("quantize")})
+    if absent:
+        intro += f" Tried in small here; this version has no recipe yet for {', '.join(absent)}."
     named = [(scheme, WORDS.get(scheme, "")) for scheme in schemes]
     return [Section("What helps", render("inspection_recipes.html", schemes=named, rows=rows), intro)]
 
