@@ -42,14 +42,16 @@ def number(value: Any) -> str:
     >>> number(134515008), number(0.0123456), number([1, ["a", 2.5]]), number("float16"), number(None)
     ('134,515,008', '0.0123', '1, a 2.5', 'float16', '–')
     """
-    if isinstance(value, bool | str):
-        return {True: "yes", False: "no"}.get(value, value)  # type: ignore[call-overload]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, int | np.integer):
         return f"{value:,}"
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
             return "–" if np.isnan(value) else "∞"
-        return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+        return f"{value:,.0f}" if 1000 <= abs(float(value)) < 1e7 else f"{value:.3g}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {number(part)}" for key, part in list(value.items())[:_LISTED])
     if isinstance(value, list | tuple):

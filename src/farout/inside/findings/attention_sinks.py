@@ -32,9 +32,9 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         if site in recording.aliases or not isinstance(stats, AttentionStats):
             continue
         total += len(stats.mass)
-        share = stats.share
-        far = share - np.maximum(SHARE, EVEN * _evenly(share.shape[1]))
-        heads += [(float(share[h, p]), site, int(h), int(p)) for h, p in np.argwhere(far > 0)]
+        share_HK = stats.share
+        far_HK = share_HK > np.maximum(SHARE, EVEN * _evenly(share_HK.shape[1]))
+        heads += [(float(share_HK[h, p]), site, int(h), int(p)) for h, p in np.argwhere(far_HK)]
     if not heads:
         return []
     share, site, head, _ = max(heads)
