@@ -5,6 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 from farout import claims  # noqa: E402
 from farout.cards import find as card_of  # noqa: E402
 from farout.data import find  # noqa: E402
@@ -14,6 +16,7 @@ from farout.inside import record  # noqa: E402
 from farout.inside._accumulators import ChannelStats  # noqa: E402
 from farout.inside.systematic_outliers import SystematicOutliers, weight_ratio  # noqa: E402
 from farout.kit.decoder import Decoder, DecoderConfig  # noqa: E402
+from farout.kit.training import seeded  # noqa: E402
 from naive import systematic_outliers as naive  # noqa: E402
 
 MARK, NEURON, PEAK = 5, 9, 4000.0
@@ -84,6 +87,32 @@ def test_an_outlier_that_attention_writes_is_laid_to_attention():
     assert (writer.parameter, writer.row, writer.column, writer.largest) == ("blocks.2.attention.o.weight", 30, 7, True)
 
 
+class Sandwich(nn.Module):
+    """A block with a norm before its matrices and one behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.behind = nn.RMSNorm(32), nn.RMSNorm(32)
+        self.up, self.down = nn.Linear(32, 64, bias=False), nn.Linear(64, 32, bias=False)
+
+    def forward(self, x):
+        return x + self.behind(self.down(self.up(self.before(x)).relu()))
+
+
+def test_an_outlier_that_a_gain_writes_is_laid_to_the_norm():
+    with seeded(0):
+        model, x = nn.Sequential(*(Sandwich() for _ in range(3))), torch.randn(2, 50, 32)
+    with torch.no_grad():
+        model[1].behind.weight[20] = 5000.0
+    found = SystematicOutliers().measure(record(model, [x]))
+    (life,) = found.lives
+    assert (life.channel, life.created, life.kind) == (20, 1, "channel")
+    writers = [(write.parameter, write.gain) for write in life.writers]
+    assert writers == [("1.down.weight", False), ("1.behind.weight", True)]
+    assert life.writers[1].size == pytest.approx(5000.0) and life.writers[1].largest
+    assert found.shared_channels == 1.0
+
+
 def test_without_outliers_nothing_is_found():
     found = SystematicOutliers().measure(record(Decoder(CONFIG), [tokens()]))
     assert found.lives == () == found.channels == found.positions == found.writers
@@ -132,7 +161,7 @@ def test_one_value_of_a_thousand_means_is_the_one_that_is_counted():
     for factor, count in ((1020, 1), (980, 0)):
         y = x.clone()
         y[123, 7] = factor * mean * 400 * 64 / (400 * 64 - factor)  # the mean holds it too
-        model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(64, 64)) for _ in range(2)))
+        model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64)) for _ in range(2)))
         with torch.no_grad():
             for block in model:
                 block[0].weight.copy_(torch.eye(64))
@@ -196,7 +225,7 @@ def test_the_ratio_of_weights_is_that_of_rows_and_columns():
     for shape in ((30, 20), (20, 50)):
         weight = rng.normal(size=shape)
         weight[3, 4] = 40.0
-        recording = record(torch.nn.Linear(*shape[::-1]), [], what=("weight",))
+        recording = record(nn.Linear(*shape[::-1]), [], what=("weight",))
         stats = ChannelStats.of(torch.from_numpy(weight), period=shape[0])
         assert weight_ratio(stats) == pytest.approx(naive.weight_ratio(weight), rel=1e-9)
         assert recording.kinds["weight"] == "weight"
@@ -213,7 +242,7 @@ def test_the_table_is_what_a_slow_version_finds():
 
 def test_a_recording_that_holds_too_little_is_refused():
     with pytest.raises(BadInput, match="holds no residual stream"):
-        SystematicOutliers().measure(record(torch.nn.Linear(3, 3), [torch.ones(2, 3)]))
+        SystematicOutliers().measure(record(nn.Linear(3, 3), [torch.ones(2, 3)]))
     with pytest.raises(UnknownName, match="no rule is called 'media'; nearest: 'median'"):
         SystematicOutliers(rule="media").measure(record(Decoder(CONFIG), [tokens()]))
     bare = SystematicOutliers().measure(record(planted(17, 0), [tokens()], what=("residual",)))
@@ -261,7 +290,7 @@ def test_channel_507_of_smollm2_at_ordinary_tokens(smollm2):
     model, batches = smollm2
     found = SystematicOutliers(factor=500).measure(record(model, batches))
     early = next(life for life in found.lives if life.channel == 507 and life.created < 11)
-    assert (early.created, early.removed, early.kind) == (2, 9, "tokens") and len(early.positions) > 3
+    assert (early.created, early.removed, early.kind) == (2, 9, "channel") and len(early.positions) > 3
 
 
 def test_the_card_says_that_it_measures():

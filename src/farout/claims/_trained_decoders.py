@@ -66,7 +66,7 @@ class Scale:
 
 SCALES = {
     "small": Scale("G0", steps=40, batch_size=8, learning_rate=1e-3, windows=8, looks=2, reads=1 << 20),
-    "full": Scale("G1", steps=6_000, batch_size=32, learning_rate=1e-3, windows=64, looks=6, reads=-1, kept=True),
+    "full": Scale("G1", steps=4_000, batch_size=32, learning_rate=1e-3, windows=64, looks=6, reads=-1, kept=True),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from farout.claims._claim import Claim
 from farout.claims._tables import SEEDS, Progress, verdict
 from farout.claims._trained_decoders import SCALES, means, table_of, trained
@@ -22,6 +24,7 @@ SCALING = ("attention bias", "context scale", "sigmoid")
 BIASES = ("value bias", "context bias")
 SEVERAL, WORSE, MEET = 3, 0.01, 0.95
 PASSAGES = 8  # of 256 tokens
+EVEN = {name: float(np.mean(1 / np.arange(1, n + 1))) for name, n in (("small", 128), ("full", 256))}  # by context
 THRESHOLD = (
     "In the mean over three seeds, after equal steps: the default has at least 3 heads that give the first token more "
     "than 0.3 of their attention, and the peak of its residual stream is larger at the last look than at the first; "
@@ -48,7 +51,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     biased = all(late[name]["sink heads"] >= 0.5 * default["sink heads"] for name in BIASES if name in arms)
     note = (
         f"Default {verdict(sinks)}: {default['sink heads']:.1f} sink heads, peak from {early['default']['peak']:.1f} "
-        f"to {default['peak']:.1f}. Scaling variants {verdict(not failing)}"
+        f"to {default['peak']:.1f}; the first token gets {default['first token']:.4f} of the attention, where one spread "
+        f"evenly over earlier tokens gives it {EVEN[budget]:.4f}. Scaling variants {verdict(not failing)}"
         f"{''.join(f'; {name}: {lost}' for name, lost in failing.items())}. "
     )
     tables = {"Decoders after training": table_of(late), "By seed and step": rows}

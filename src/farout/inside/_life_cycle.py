@@ -13,11 +13,12 @@ __all__ = ["Life", "LifeCycle", "Write"]
 
 @dataclass(frozen=True)
 class Write:
-    """The row of a matrix that writes an outlier into the residual stream, or takes it out.
+    """The row of a weight that writes an outlier into the residual stream, or takes it out.
 
     Attributes
     ----------
     parameter : str
+        A matrix; or the gains of a norm behind it, which are rows of one weight each.
     row : int
         The channel of the stream.
     ratio : float
@@ -25,9 +26,12 @@ class Write:
     size : float
         Mean absolute weight of the row, over the median of the rows.
     column : int or None
-        The input whose weight is the largest of the row; None where the row is not among the matrix's 32 farthest.
+        The input whose weight is the largest of the row; None for a gain, and where the row is not among the matrix's
+        32 farthest.
     largest : bool
-        Whether the largest weight of the matrix stands in this row.
+        Whether the largest weight of all stands in this row.
+    gain : bool
+        Whether it is the gain of a norm.
     """
 
     parameter: str
@@ -36,6 +40,7 @@ class Write:
     size: float
     column: int | None
     largest: bool
+    gain: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Life:
     positions : tuple of int
         Where it stands, farthest first; at most 32.
     writers, cancellers : tuple of Write
-        Of the half of a block that created it, and of the half that removed it. More than one where halves run side by
-        side, none where the block has no matrix that writes.
+        Of the half of a block that created it, and of the half that removed it. More than one where a norm stands
+        behind the matrix or halves run side by side, none where the block has no matrix that writes.
     """
 
     channel: int
@@ -81,8 +86,8 @@ class LifeCycle:
     layers : list of dict
         A row for each block, as :meth:`frame` shows it.
     shared_channels : float
-        Of the matrices that write or remove outliers, the share whose largest weight stands in the row of an outlying
-        channel; NaN where there are none.
+        Of the weights that write or remove outliers, the share of those whose largest stands in the row of an outlying
+        channel; NaN where there are none. Where gains of a norm stand behind a matrix, they count and it does not.
     shared_positions : float
         Of the outlying positions that enter blocks, the share at which the block's attention has an outlier; NaN where
         there are none, or no attention was recorded.
@@ -136,15 +141,25 @@ class LifeCycle:
 
 
 def row_of(parameter: str, stats: Any, row: int) -> Write:
-    """Describe a row of a recorded matrix."""
-    mean = stats.position_magnitude / len(stats.count)
-    middle = float(np.median(mean))
-    columns = dict(zip(stats.top_position.tolist(), stats.top_channel.tolist()))
+    """Describe a row of a recorded matrix, or a gain."""
+    if len(stats.position_count) == 1:
+        sizes, most, columns = stats.absmax, stats.absmax, {}
+    else:
+        sizes, most = stats.position_magnitude / len(stats.count), stats.position_peak
+        columns = dict(zip(stats.top_position.tolist(), stats.top_channel.tolist()))
+    middle = float(np.median(sizes))
     return Write(
         parameter,
         row,
-        ratio=float(stats.position_peak[row] / mean[row]) if mean[row] > 0 else float("nan"),
-        size=float(mean[row]) / middle if middle > 0 else float("inf"),
+        ratio=float(most[row] / sizes[row]) if sizes[row] > 0 else float("nan"),
+        size=float(sizes[row]) / middle if middle > 0 else float("inf"),
         column=columns.get(row),
-        largest=bool(stats.position_peak[row] == stats.position_peak.max()),
+        largest=bool(most[row] == most.max()),
+        gain=len(stats.position_count) == 1,
     )
+
+
+def top_row(stats: Any) -> int:
+    """Return the row of a recorded matrix, or the gain, that is the largest weight of all."""
+    _, row, column = stats.peaks(1)[0]
+    return column if len(stats.position_count) == 1 else row

@@ -30,7 +30,7 @@ from farout.cards import paper
 from farout.errors import BadInput, UnknownName
 from farout.inside._accumulators import ChannelStats
 from farout.inside._layers import Layer, layers_of
-from farout.inside._life_cycle import Life, LifeCycle, Write, row_of
+from farout.inside._life_cycle import Life, LifeCycle, Write, row_of, top_row
 from farout.inside._recording import Recording
 
 __all__ = ["Life", "LifeCycle", "SystematicOutliers", "Write"]
@@ -39,7 +39,7 @@ RULES = ("median", "mean")
 LEAST = 100.0  # what a massive activation passes whatever the median is
 LEFT = 0.5  # of an outlier; with less it is gone
 FEW = 0.05  # of the positions: an outlier that stands at no more is tied to them
-EVERY = 0.25  # of the peak: a channel whose mean reaches that is an outlier at every token
+EVERY = 0.1  # of the tokens: a channel that as many tokens as this share carry alike is an outlier at every token
 
 
 @paper(
@@ -126,7 +126,7 @@ class SystematicOutliers:
         layers = layers_of(recording)
         if not layers:
             raise BadInput(
-                "the recording holds no residual stream: record the kind 'residual' of a model with a row of like blocks"
+                "the recording holds no residual stream: record the kind 'residual' of a model with rows of like blocks"
             )
         streams = [recording[layers[0].enters], *(recording[layer.leaves] for layer in layers)]
         widths = {len(stats.count) for stats in streams}
@@ -141,9 +141,10 @@ class SystematicOutliers:
         ]
         lives.sort(key=lambda life: -life.peak)
         rows = [self._row(recording, layer, stats) for layer, stats in zip(layers, streams[1:])]
-        writes = {write.parameter: write for life in lives for write in (*life.writers, *life.cancellers)}
+        halves = [half for life in lives for half in (life.writers, life.cancellers)]
+        gains = [[write for write in half if write.gain] or half for half in halves]
         channels = {life.channel for life in lives}
-        tops = [recording[name].peaks(1)[0][1] in channels for name in writes]
+        tops = [top_row(recording[name]) in channels for name in {write.parameter for half in gains for write in half}]
         entering = [
             (position, sinks)
             for layer, stats, bound in zip(layers, streams, bounds)
@@ -251,7 +252,8 @@ def _life(
     own = [position for position, top in places if top == channel and stats.position_peak[position] >= LEFT * peak]
     if not own:  # never the largest of its position: it stands where one at least as large does
         own = [position for position, _ in places if stats.position_peak[position] >= peak]
-    if stats.magnitude[channel] / stats.count[channel] >= EVERY * peak:
+    carried = (stats.magnitude[channel] / stats.count[channel] / stats.rms[channel]) ** 2  # 1/n for one token of n
+    if carried >= EVERY:
         kind = "channel"
     else:
         kind = "position" if len(enough) <= max(1, FEW * len(stats.position_peak)) else "tokens"
@@ -276,10 +278,11 @@ def _matrices(recording: Recording, layer: Layer) -> list[str]:
 
 
 def _writers(recording: Recording, layer: Layer, channel: int, half: float, rises: bool) -> tuple[Write, ...]:
-    """Return the row of a channel in the matrices of that half of a block after which an outlier is there, or gone.
+    """Return the row of a channel in the weights of that half of a block after which an outlier is there, or gone.
 
     Halves end where a norm reads the stream: a norm whose output linear maps multiply. Matrices that write are those as
-    high as the stream is wide which multiply neither the stream nor what a norm gives.
+    high as the stream is wide which multiply neither the stream nor what a norm gives; any other norm stands behind
+    one, and writes too.
     """
     order = [name for name in recording.kinds if layer.holds(name) and name.endswith(".in")]
     main = {name: recording.aliases.get(name, name) for name in order}
@@ -288,12 +291,16 @@ def _writers(recording: Recording, layer: Layer, channel: int, half: float, rise
     found: list[Write] = []
     for name in order:
         module = name.removesuffix(".in")
-        if recording.kinds[name] == "norm" and f"{module}.out" in read and main[name] == name:
-            if found and (recording[name].absmax[channel] >= half) == rises:
-                return tuple(found)
-            found = []
-        elif recording.kinds[name] == "linear" and recording.kinds[main[name]] == "linear":
-            parameter = f"{module}.weight"
-            if parameter in recording and len(recording[parameter].position_count) == width:
-                found.append(row_of(parameter, recording[parameter], channel))
+        if recording.kinds[name] == "norm" and f"{module}.out" in read:
+            if main[name] == name:  # a half ends; the norm that reads what enters the block ends none
+                if found and (recording[name].absmax[channel] >= half) == rises:
+                    break
+                found = []
+            continue
+        writes = bool(found) if recording.kinds[name] == "norm" else recording.kinds[main[name]] == "linear"
+        parameter = f"{module}.weight"
+        if writes and parameter in recording:
+            stats = recording[parameter]
+            if width == (len(stats.position_count) if len(stats.position_count) > 1 else len(stats.count)):
+                found.append(row_of(parameter, stats, channel))
     return tuple(found)
