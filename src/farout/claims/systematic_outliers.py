@@ -51,8 +51,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     biased = all(late[name]["sink heads"] >= 0.5 * default["sink heads"] for name in BIASES if name in arms)
     note = (
         f"Default {verdict(sinks)}: {default['sink heads']:.1f} sink heads, peak from {early['default']['peak']:.1f} "
-        f"to {default['peak']:.1f}; the first token gets {default['first token']:.4f} of the attention, where one spread "
-        f"evenly over earlier tokens gives it {EVEN[budget]:.4f}. Scaling variants {verdict(not failing)}"
+        f"to {default['peak']:.1f}; the first token gets {default['first token']:.4f} of the attention, where one "
+        f"spread evenly over earlier tokens gives it {EVEN[budget]:.4f}. Scaling variants {verdict(not failing)}"
         f"{''.join(f'; {name}: {lost}' for name, lost in failing.items())}. "
     )
     tables = {"Decoders after training": table_of(late), "By seed and step": rows}
