@@ -48,7 +48,7 @@ def claim(budget: str, progress: Progress) -> Claim:
     sinks = default["sink heads"] >= SEVERAL and grows
     scaling = [name for name in SCALING if name in arms]
     failing = {name: lost for name in scaling if (lost := _lost(late[name], default))}
-    biased = all(late[name]["sink heads"] >= 0.5 * default["sink heads"] for name in BIASES if name in arms)
+    biased = sinks and all(late[name]["sink heads"] >= 0.5 * default["sink heads"] for name in BIASES if name in arms)
     note = (
         f"Default {verdict(sinks)}: {default['sink heads']:.1f} sink heads, peak from {early['default']['peak']:.1f} "
         f"to {default['peak']:.1f}; the first token gets {default['first token']:.4f} of the attention, where one "
@@ -61,9 +61,9 @@ def claim(budget: str, progress: Progress) -> Claim:
         layers, shares = _pretrained(progress)
         meet = shares["channels"] == 1 and shares["positions"] >= MEET
         note += (
-            f"Biases keep the sinks: {verdict(biased)}. SmolLM2-135M {verdict(meet)}: {shares['channels']:.0%} of the "
-            f"writing matrices have their largest weight in an outlying channel, and {shares['positions']:.1%} of the "
-            "outlying positions are outliers of attention."
+            f"{f'Biases keep the sinks: {verdict(biased)}' if sinks else 'There are no sinks that biases could keep'}. "
+            f"SmolLM2-135M {verdict(meet)}: {shares['channels']:.0%} of the writing matrices have their largest weight "
+            f"in an outlying channel, and {shares['positions']:.1%} of the outlying positions are outliers of attention."
         )
         tables["SmolLM2-135M, life of its outliers"] = shares.pop("lives")
         tables["SmolLM2-135M, block by block"] = layers
