@@ -63,7 +63,7 @@ def claim(budget: str, progress: Progress) -> Claim:
         note += (
             f"{f'Biases keep the sinks: {verdict(biased)}' if sinks else 'There are no sinks that biases could keep'}. "
             f"SmolLM2-135M {verdict(meet)}: {shares['channels']:.0%} of the writing matrices have their largest weight "
-            f"in an outlying channel, and {shares['positions']:.1%} of the outlying positions are outliers of attention."
+            f"in an outlying channel, {shares['positions']:.1%} of the outlying positions are outliers of attention."
         )
         tables["SmolLM2-135M, life of its outliers"] = shares.pop("lives")
         tables["SmolLM2-135M, block by block"] = layers
