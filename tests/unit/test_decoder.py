@@ -272,15 +272,33 @@ def test_training_learns_a_text_by_heart():
     assert evaluate(model, windows, batch_size=7) == pytest.approx(np.mean(by_hand), rel=1e-6)
 
 
-def test_the_first_step_is_that_of_adam_and_a_seed_is_the_same_windows():
-    model = small(tied=False)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    settings = {"context": 16, "steps": 1, "batch_size": 4, "learning_rate": 1e-3, "seed": 3}
-    train_language_model(model, TEXT, weight_decay=0.5, **settings)
-    for name, weight in model.named_parameters():
-        decayed = before[name] * (1 - 1e-3 * 0.5) if weight.ndim > 1 else before[name]
-        moved = (weight.detach() - decayed).abs()
-        assert moved.max() <= 1e-3 * 1.01 and moved.max() > 0.9e-3, name  # Adam's first step is the rate
+def test_steps_are_those_of_adamw():
+    """Four steps by hand: clipped gradients, moments of 0.9 and 0.95, decay on matrices only, warm-up and cosine."""
+    settings = {"context": 16, "steps": 4, "batch_size": 4, "learning_rate": 0.01, "seed": 3, "warm_up": 0.25}
+    model, by_hand = small(tied=False).double(), small(tied=False).double()
+    losses = train_language_model(model, TEXT, weight_decay=0.5, clip=0.7, **settings)
+    starts = torch.randint(len(TEXT) - 16, (4, 4), generator=torch.Generator().manual_seed(3))
+    weights = list(by_hand.parameters())
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    rates = [0.01 * share for share in (1.0, 1.0, 0.1 + 0.45 * 1.5, 0.1 + 0.45 * 0.5)]
+    for step, rate in enumerate(rates, start=1):
+        windows = torch.from_numpy(TEXT[starts[step - 1][:, None] + np.arange(17)]).long()
+        loss = F.cross_entropy(by_hand(windows[:, :-1]).flatten(0, 1).float(), windows[:, 1:].flatten())
+        assert losses[step - 1] == pytest.approx(float(loss.detach()), rel=1e-6)
+        gradients = torch.autograd.grad(loss, weights)
+        length = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        for weight, gradient, m, v in zip(weights, gradients, first, second):
+            gradient = gradient * min(1.0, 0.7 / length)
+            m.mul_(0.9).add_(0.1 * gradient)
+            v.mul_(0.95).add_(0.05 * gradient**2)
+            with torch.no_grad():
+                weight *= 1 - rate * 0.5 * (weight.ndim > 1)
+                weight -= rate * m / (1 - 0.9**step) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+    for (name, weight), expected in zip(model.named_parameters(), weights):
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_arms_of_a_seed_see_the_same_windows():
     one, other = trained(steps=5)[1], trained(steps=5, attention="value bias")[1]
     assert one == trained(steps=5)[1]
     assert one[0] == pytest.approx(other[0], abs=0.01) and one != other

@@ -147,6 +147,25 @@ def test_norms_of_one_place_are_changed_together():
     assert frame["norm"].to_list() == [lever.norm for lever in found.levers]
 
 
+def test_norms_without_a_gain_for_their_sink_are_changed_together():
+    config = DecoderConfig(layers=3, width=32, heads=4, context=16, norm="rms")
+    model = Decoder(config)
+    with torch.no_grad():
+        model.embedding.weight[:, 4] = 2.0
+        model.blocks[1].norm2.weight[4] = 0.009
+        model.blocks[2].norm1.weight[4] = 0.011
+    tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
+    found = OutlierDrivenRescaling().measure(model, [tokens])
+    hook = model.blocks[1].norm2.register_forward_pre_hook(
+        lambda _, args: (args[0].index_fill(-1, torch.tensor([4]), 0.0),)
+    )
+    with torch.no_grad():
+        expected = float(next_token_loss(model(tokens), tokens))
+    hook.remove()
+    assert found.changes["gain near zero"]["zeroed before"] == pytest.approx(expected, rel=1e-6)
+    assert expected != found.loss
+
+
 def test_two_channels_may_be_the_sink():
     x = normal(2, 30, 8)
     x[..., 2] *= 50

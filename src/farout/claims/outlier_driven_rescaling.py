@@ -49,7 +49,7 @@ def claim(budget: str, progress: Progress) -> Claim:
         mean = {row["norms"]: row for row in rises["nats a token that a change adds"] if row["seed"] == "mean"}
         ours, after = mean["every norm"]["clipped before"], mean["every norm"]["zeroed after"]
         control = mean["median channel"]["clipped before"]
-        places = "; by place, " + ", ".join(
+        places = "; by group, " + ", ".join(
             f"{norms} {row['clipped before']:.3f} and {row['zeroed after']:.3f}"
             for norms, row in mean.items()
             if norms not in ("every norm", "median channel")

@@ -11,9 +11,9 @@ import polars as pl
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONTROL", "EVERY", "Lever", "Rescaling", "Sums"]
+__all__ = ["CONTROL", "EVERY", "GAINLESS", "Lever", "Rescaling", "Sums"]
 
-EVERY, CONTROL = "every norm", "median channel"
+EVERY, GAINLESS, CONTROL = "every norm", "gain near zero", "median channel"
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class Rescaling:
         Of the model as it is.
     changes : dict of str to dict of str to float
         The loss where sinks are ``"clipped before"``, ``"zeroed before"`` and ``"zeroed after"`` norms: ``"every
-        norm"``, those in the same place of a block, by their name, and as ``"median channel"`` the channel of median
-        size at every norm.
+        norm"``; those in the same place of a block, by their name; ``"gain near zero"``, those whose gain for the sink
+        is at most a hundredth of the median gain, where there are any; and as ``"median channel"`` the channel of
+        median size at every norm.
     """
 
     levers: tuple[Lever, ...]

@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 from farout.cards import paper
 from farout.errors import BadInput
-from farout.inside._rescaling import CONTROL, EVERY, Lever, Rescaling, Sums
+from farout.inside._rescaling import CONTROL, EVERY, GAINLESS, Lever, Rescaling, Sums
 from farout.inside._sites import first_tensor, mapped, rows_of, sites_of, tokens_of
 from farout.kit.training import torch_or_say
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+MUTE = 0.01  # of the median gain: a sink with no more says nothing
 
 __all__ = ["Lever", "OutlierDrivenRescaling", "Rescaling", "next_token_loss"]
 
@@ -58,7 +60,7 @@ class OutlierDrivenRescaling:
     channel o. A lever has a large r that varies with the token, and a gain near zero.
 
     The batches are kept and passed again and again: to find the sinks, to measure them, and three times to change those
-    of all norms, of those in the same place of a block, and the control.
+    of all norms, of those in the same place of a block, of those without a gain for their sink, and the control.
 
     Parameters
     ----------
@@ -121,14 +123,16 @@ class OutlierDrivenRescaling:
         sinks = {name: size.topk(self.channels).indices for name, size in sizes.items()}
         middle = {name: size.argsort()[[len(size) // 2]] for name, size in sizes.items()}
         levers = work.levers(sinks, sizes)
-        parts = {part: {n: sinks[n] for n in sinks if like(n) == part} for part in dict.fromkeys(map(like, sinks))}
+        places = {place: {n: sinks[n] for n in sinks if like(n) == place} for place in dict.fromkeys(map(like, sinks))}
+        mute = {lever.norm: sinks[lever.norm] for lever in levers if lever.gain <= MUTE * lever.median_gain}
         changes = {
-            part: {
+            norms: {
                 "clipped before": work.changed(own, _clipped, before=True),
                 "zeroed before": work.changed(own, _zeroed, before=True),
                 "zeroed after": work.changed(own, _zeroed, before=False),
             }
-            for part, own in {EVERY: sinks, **(parts if len(parts) > 1 else {}), CONTROL: middle}.items()
+            for norms, own in {EVERY: sinks, **places, GAINLESS: mute, CONTROL: middle}.items()
+            if own
         }
         return Rescaling(tuple(levers), unchanged, changes)
 
