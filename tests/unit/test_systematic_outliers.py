@@ -9,6 +9,7 @@ from torch import nn  # noqa: E402
 
 from farout import claims  # noqa: E402
 from farout.cards import find as card_of  # noqa: E402
+from farout.claims._trained_decoders import measured, rounded  # noqa: E402
 from farout.data import find  # noqa: E402
 from farout.data.pretrained import pretrained  # noqa: E402
 from farout.errors import BadInput, MissingExtra, UnknownName  # noqa: E402
@@ -16,6 +17,7 @@ from farout.inside import record  # noqa: E402
 from farout.inside._accumulators import ChannelStats  # noqa: E402
 from farout.inside.systematic_outliers import SystematicOutliers, weight_ratio  # noqa: E402
 from farout.kit.decoder import Decoder, DecoderConfig  # noqa: E402
+from farout.kit.language import evaluate  # noqa: E402
 from farout.kit.training import seeded  # noqa: E402
 from naive import systematic_outliers as naive  # noqa: E402
 
@@ -217,7 +219,7 @@ def test_a_learned_key_is_no_position():
     frame = SystematicOutliers().measure(record(model, [tokens()])).frame()
     whole = [probs.mean((0, 1, 2)) for probs in model.probabilities(tokens())]
     assert all(len(probs) == 41 for probs in whole)
-    assert frame["attention"].to_list() == pytest.approx([float(probs[:40].max()) for probs in whole], abs=1e-6)
+    assert frame["attention"].to_list() == pytest.approx([probs[:40].max().item() for probs in whole], abs=1e-6)
 
 
 def test_the_ratio_of_weights_is_that_of_rows_and_columns():
@@ -248,6 +250,15 @@ def test_a_recording_that_holds_too_little_is_refused():
     bare = SystematicOutliers().measure(record(planted(17, 0), [tokens()], what=("residual",)))
     assert bare.lives[0].channel == 17 and bare.lives[0].writers == () and np.isnan(bare.shared_positions)
     assert bare.frame()["attention"].null_count() == 5
+
+
+def test_a_stream_without_finite_values_has_no_outliers():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4)) for _ in range(3)))
+    with torch.no_grad():
+        model[1][0].weight.fill_(torch.nan)
+    found = SystematicOutliers().measure(record(model, [torch.ones(2, 5, 4)]))
+    assert found.lives == () and found.frame()["massive"].to_list() == [0, 0, 0]
+    assert np.isfinite(found.frame()["peak"][0]) and not found.frame()["peak"][2] > 0
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +307,43 @@ def test_channel_507_of_smollm2_at_ordinary_tokens(smollm2):
 def test_the_card_says_that_it_measures():
     card = card_of("systematic_outliers")
     assert (card.kind, card.room, card.load()) == ("measure", "inside", SystematicOutliers)
+
+
+@pytest.mark.parametrize(("bits", "inputs"), [(8, None), (4, None), (8, 8), (4, 4)])
+def test_rounding_in_the_claim_is_that_of_integers_and_is_taken_back(bits, inputs):
+    model, x = Decoder(CONFIG), torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(0))
+    linear = model.blocks[0].mlp.up
+    before = linear.weight.detach().clone()
+
+    def integers(values, each_row):
+        most = np.abs(values).max(axis=-1, keepdims=True) if each_row else np.abs(values).max()
+        scale = most / (2 ** (bits - 1) - 1)
+        return np.round(values / scale) * scale
+
+    weight = integers(before.numpy(), each_row=inputs == 4)
+    fed = integers(x.numpy(), each_row=inputs == 4) if inputs else x.numpy()
+    with torch.no_grad(), rounded(model, bits, inputs):
+        np.testing.assert_allclose(linear(x).numpy(), fed @ weight.T, atol=1e-5)
+        assert len(linear.weight.unique()) <= (2**bits - 1) * (256 if inputs == 4 else 1)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x), x @ before.T)
+    assert torch.equal(linear.weight, before)
+
+
+def test_what_the_claim_measures_of_a_decoder():
+    model = planted(17, 0, takes=None)
+    windows = tokens(t=41).numpy()
+    facts = measured(model, windows)
+    probs = torch.stack(model.probabilities(tokens(t=41)[:, :40])).detach()
+    assert facts["sink heads"] == int((probs[..., 0].mean((1, 3)) > 0.3).sum())
+    assert facts["first token"] == pytest.approx(float(probs[..., 0].mean()), rel=1e-5)
+    assert facts["peak"] == pytest.approx(PEAK, rel=0.1) and facts["systematic"] == 1
+    assert facts["wcol"] == pytest.approx(
+        max(naive.weight_ratio(w.detach().numpy()) for b in model.blocks for w in b.parameters() if w.ndim == 2),
+        rel=1e-5,
+    )
+    with torch.no_grad(), rounded(model, 4, 4):
+        assert facts["W4A4"] == pytest.approx(evaluate(model, windows) - facts["loss"], abs=1e-6)
 
 
 def test_the_claim_runs_in_small():

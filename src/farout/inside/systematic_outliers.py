@@ -15,7 +15,8 @@ Differences from the paper and from its code, of which notes were read:
 - An activation outlier passes 1000 times the median absolute value and 100 (as massive activations are usually
   defined); the paper's rule, 1000 times the mean, is counted beside it and can be chosen. A mean holds the outlier too.
 - Which weight writes an outlier is read from the block that creates it: the row of its channel. The paper looks for
-  large rows anywhere. Whether the matrix's largest weight stands in that row is what the overlap counts.
+  large rows anywhere. Whether the matrix's largest weight stands in that row is what the overlap counts. Where a norm
+  stands behind the matrix, as in Gemma 3, its gain is taken for the writer.
 - An outlier is gone when less than half of it is left.
 - Positions are places in the sequence. Which word stands there a recording does not keep.
 """
@@ -51,7 +52,7 @@ EVERY = 0.1  # of the tokens: a channel that as many tokens as this share carry 
     claim="Channels of weight and activation outliers agree in all cases, tokens of activation and attention outliers "
     "in 95 %; attention with a scale of its own trains without them, and W8 costs a perplexity of 29.2, not 93.4.",
     differs="Outliers pass 1000 times the median and 100 by default; the paper's 1000 times the mean is counted beside "
-    "it. The writing weight is the row of the channel in the block that creates the outlier.",
+    "it. The writing weight is the row of the channel, or the gain behind it, in the block that creates the outlier.",
     kind="measure",
     extra="torch",
 )
@@ -178,7 +179,8 @@ class SystematicOutliers:
 
     def _row(self, recording: Recording, layer: Layer, stats: ChannelStats) -> dict[str, Any]:
         """Return a block's row of the table."""
-        peak, position, channel = stats.peaks(1)[0]
+        nowhere: list[Any] = [(float("nan"), None, None)]
+        peak, position, channel = (stats.peaks(1) or nowhere)[0]
         median, mean = stats.quantile(0.5), _mean(stats)
         ratios = [(weight_ratio(recording[name]), name) for name in _matrices(recording, layer)]
         ratio, parameter = max(ratios, default=(None, None))
