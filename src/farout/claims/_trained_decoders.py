@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -127,9 +126,9 @@ def trained(
 
 
 def _kept(changes: Mapping[str, Any], seed: int, scale: Scale) -> Path:
-    """Return the file of a finished run, of a scale that is kept."""
+    """Return the file of a finished run, which is there when its scale is kept."""
     what = json.dumps([sorted(changes.items()), seed, asdict(scale)])
-    return Path(RUNS if scale.kept else os.devnull) / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+    return Path(RUNS) / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
 
 
 @cache
