@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -649,3 +650,41 @@ def test_a_gpu_gives_the_same_facts(name):
     here, there = record(model, [batch]), record(model.cuda(), [batch])
     for place in places:
         np.testing.assert_allclose(there[place].m2, here[place].m2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["fails", "wrong", "none"])
+def test_kernels_that_do_not_give_the_right_sums_are_not_used(fault, monkeypatch):
+    from farout.inside import _running
+
+    class Board:  # stands in for the kernels, of which there are none without a GPU
+        def start(self): ...
+
+        def keep(self): ...
+
+        def take(self, name, rows, period, keep):
+            if fault == "fails":
+                raise RuntimeError("no such instruction")
+            self.found = ChannelStats.of(rows, period, keep)
+            if fault == "wrong":
+                self.found.m4 *= 1.01
+            return True
+
+        def stats(self):
+            return {"x": self.found}
+
+    module = ModuleType("farout.inside._board")
+    module.Board = Board
+    monkeypatch.setitem(sys.modules, "farout.inside._board", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(_running, "find_spec", lambda name: True)
+    _running._sound.cache_clear()
+    try:
+        if fault == "none":
+            assert isinstance(_running.board(), Board)
+        else:
+            with pytest.warns(UserWarning, match="no such instruction" if fault == "fails" else "their m4 differ"):
+                assert _running.board() is None
+            assert _running.board() is None  # said once
+    finally:
+        _running._sound.cache_clear()
