@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from farout.errors import BadInput
 from farout.inside._rounded_map import REMEDIES, SCHEMES, RoundedMap, quantizable
+from farout.inside._running import call
 from farout.inside._sites import Site, first_tensor, mapped, sites_of, tokens_of
 from farout.io.state import saved
 from farout.kit.training import torch_or_say
@@ -149,7 +150,7 @@ def quantization_costs(
     for batch in batches:
         if done >= tokens:
             break
-        done += work.run(batch, forward or _call)
+        done += work.run(batch, forward or call)
         if progress is not None:
             progress(min(done / tokens, 1.0))
     if not done:
@@ -304,10 +305,3 @@ def _probe(output: Any, mask: torch.Tensor | None, seed: int) -> tuple[Any, int,
     size = 1 if found.ndim < 2 else math.prod(found.shape[:-1])
     signs = (2 * torch.randint(0, 2, found.shape, generator=drawn) - 1).to(found)
     return (found * signs).sum(), size, float(found.detach().float().square().sum())
-
-
-def _call(model: Any, batch: Any) -> Any:
-    """Hand a batch to a model in the way its type suggests."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, list | tuple) else model(batch)
