@@ -33,7 +33,7 @@ CHANGES = ("clipped before", "zeroed before", "zeroed after")
 
 
 def claim(budget: str, progress: Progress) -> Claim:
-    """Run the claim; both parts must hold. The small budget trains two arms for some steps, and changes those."""
+    """Run the claim; both parts must hold. The small budget trains two arms for some steps, and knows no SmolLM2."""
     small = budget == "small"
     seeds = SEEDS[:1] if small else SEEDS
     arms = {name: ARMS[name] for name in (("RMSNorm", "GatedNorm") if small else ARMS)}
