@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from farout.claims._claim import BUDGETS, Claim, as_text, read, run, save
+from farout.claims._claim import BUDGETS, Claim, as_text, run
+from farout.claims._files import read, save
 
 __all__ = ["BUDGETS", "Claim", "as_text", "read", "run", "save"]

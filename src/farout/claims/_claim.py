@@ -1,4 +1,4 @@
-"""What a claim is, and how it is run, written and read.
+"""What a claim is, and how it is run.
 
 A file ``farout/claims/<slug>.py`` holds ``THRESHOLD``, a sentence that was written before the run and says what must be
 true for the claim to hold, and ``claim(budget, progress) -> Claim``. A claim that does not hold is a result like any
@@ -7,24 +7,16 @@ other: its note says so, and why as far as it was found.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from farout.bench import _tables
 from farout.cards import find, list_cards
-from farout.errors import BadInput, UnknownName
-from farout.io.files import writing
-from farout.scoring import versions
+from farout.errors import UnknownName
 
 BUDGETS = ("small", "full")
 Progress = Callable[[str, float], None]
@@ -120,62 +112,6 @@ def run(slug: str, budget: str = "small", progress: Progress | None = None) -> C
     return replace(claim, seconds=round(time.perf_counter() - started, 2))
 
 
-def save(claim: Claim, folder: str | Path = "claims/results") -> Path:
-    """Write a claim as JSON, with the machine, versions, commit and date, and a page beside it.
-
-    Parameters
-    ----------
-    claim : Claim
-    folder : path
-        Made where it is missing.
-
-    Returns
-    -------
-    pathlib.Path
-        The JSON, ``<slug>.json``; the page is ``<slug>.html``. Each is written whole or not at all.
-    """
-    from farout.claims._page import write_page
-
-    path = Path(folder) / f"{find(claim.paper).slug}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    circumstances = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count()},
-        "versions": versions(),
-    }
-    values = asdict(claim) | {"ratio": claim.ratio}
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(values | circumstances, indent=1) + "\n", encoding="utf-8")
-    write_page(claim, circumstances, path.with_suffix(".html"))
-    return path
-
-
-def read(path: str | Path) -> Claim:
-    """Read a claim that :func:`save` wrote.
-
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    Claim
-
-    Raises
-    ------
-    BadInput
-        The file is missing or holds no claim.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = {one.name: values[one.name] for one in fields(Claim)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"'{path}' holds no claim ({type(error).__name__}: {error}); write one with save") from error
-    pairs = {name: tuple(known[name]) for name in ("baseline", "peer", "seeds")}
-    return Claim(**known | pairs)
-
-
 def as_text(claim: Claim) -> str:
     """Write a claim for the terminal."""
     verdict = "HOLDS" if claim.holds else "DOES NOT HOLD"
@@ -210,23 +146,3 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 def number(value: Any) -> str:
     """Write a fraction with four digits, and anything else as it is."""
     return f"{value:#.4g}".rstrip(".") if isinstance(value, float) else "-" if value is None else str(value)
-
-
-def _commit() -> str | None:
-    """Return the commit of the work tree that farout is run from, marked where files were changed since."""
-    here = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        done = subprocess.run([*here, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def _cpu() -> str:
-    """Return the model of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
