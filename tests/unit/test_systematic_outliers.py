@@ -9,7 +9,7 @@ from torch import nn  # noqa: E402
 
 from farout import claims  # noqa: E402
 from farout.cards import find as card_of  # noqa: E402
-from farout.claims._trained_decoders import measured, rounded  # noqa: E402
+from farout.claims._measured_decoders import measured, rounded  # noqa: E402
 from farout.data import find  # noqa: E402
 from farout.data.pretrained import pretrained  # noqa: E402
 from farout.errors import BadInput, MissingExtra, UnknownName  # noqa: E402
@@ -145,10 +145,10 @@ def test_tokens_that_are_large_wherever_they_stand():
 
 def test_an_outlier_lives_until_less_than_half_is_left():
     """The peaks of a channel over the streams of eight blocks, and the lives in them."""
-    from farout.inside.systematic_outliers import _spans
+    from farout.inside._lives import spans
 
     def lives(*peaks, bound=1000.0):
-        return _spans(np.array(peaks, float), np.full(len(peaks), bound))
+        return spans(np.array(peaks, float), np.full(len(peaks), bound))
 
     assert lives(1, 1, 3000, 2900, 1600, 1400, 1, 1) == [(2, 4)]  # 1400 is above the bound, but what is left
     assert lives(1, 1200, 3000, 1400, 1300, 1, 2000, 1) == [(1, 2), (6, 6)]
