@@ -44,8 +44,8 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         "shared positions": cycle.shared_positions,
     }
     remedy = (
-        "The three come and go together: training with an extra key, or a scale of its own, in attention avoids all of "
-        "them. In a trained model leave the weights that write and remove them in higher precision."
+        "Leave the weights that write and remove it in higher precision. Its authors report that training with an extra "
+        "key, or a scale of its own, in attention avoids all three."
     )
     layer = next(layer for layer in layers_of(recording) if layer.index == life.created)
     size = life.peak / least(recording[layer.leaves])
@@ -53,5 +53,6 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
 
 
 def _written(writes: Sequence[Write]) -> str:
-    """Name rows of weights."""
+    """Name rows of weights; where the gain of a norm stands behind a matrix, it is the gain that makes the outlier."""
+    writes = [write for write in writes if write.gain] or writes
     return listed(f"row {write.row} of '{write.parameter}'" for write in writes)
