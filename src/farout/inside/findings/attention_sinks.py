@@ -50,7 +50,7 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
     )
     remedy = (
         "Keep the sink tokens in every cache and calibration sample, in full precision. Training with a gate or an "
-        "extra key in attention removes the need for them."
+        "extra key in attention is reported to make do without them."
     )
     evidence = {
         "heads": [[s, h] for s, h in sinks],

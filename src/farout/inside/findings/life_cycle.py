@@ -44,7 +44,7 @@ def find(recording: Recording, costs: Sequence[Cost] = ()) -> list[Finding]:
         "shared positions": cycle.shared_positions,
     }
     remedy = (
-        "Leave the weights that write and remove it in higher precision. Its authors report that training with an extra "
+        "Leave the weights that write and remove it in higher precision. The paper reports that training with an extra "
         "key, or a scale of its own, in attention avoids all three."
     )
     layer = next(layer for layer in layers_of(recording) if layer.index == life.created)
