@@ -98,7 +98,8 @@ def looks_causal(model: nn.Module, vocabulary: int | None, keywords: bool) -> bo
     if logits is None or logits.ndim != 3 or logits.shape[:2] != ids.shape or logits.shape[2] < vocabulary:
         return False
     moved = (logits[0].float() - logits[1].float()).abs().amax(1)
-    return bool(moved[-1] > 0) and bool(moved[:-1].max() < 0.01 * moved[-1])
+    rounding = 8 * torch.finfo(logits.dtype).eps * float(logits.float().abs().max())
+    return bool(moved[-1] > 0) and bool(moved[:-1].max() <= rounding)
 
 
 def _logits(output: Any) -> torch.Tensor | None:
