@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import torch
 from farout.inside._channel_facts import BINS, DROPPED_BITS, HASH, LARGE, SAMPLED, is_sampled
 
 _PIECE = {"cpu": 1 << 17, "cuda": 1 << 24}  # values; on a CPU three buffers of them fit in a core's cache
+_FEW = 2  # threads take turns at the interpreter, which costs so few more than they gain
 _GUESSED = 64  # rows of which columns get their shifts and scales
 _RANGE = 2.0**-20, 2.0**25  # of deviations in units: their fourth powers stay in float32
 _PLAIN = 1e-7, 1e8  # rows whose peaks lie here are taken to the fourth power as they are
@@ -55,8 +57,25 @@ class Sums(NamedTuple):
 
 
 def sums_of(x_NC: torch.Tensor) -> Sums:
-    """Add up rows, of which there is at least one, by as many threads as torch would use."""
-    work = _Pieces(x_NC)
+    """Add up rows, of which there is at least one, by as many threads as torch would use where that pays."""
+    threads = torch.get_num_threads()
+    with _undivided():
+        return _summed(_Pieces(x_NC, threads if threads > _FEW else 1))
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """Let torch not divide operations among threads: they are short here, and waking a thread takes as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _summed(work: _Pieces) -> Sums:
+    """Add up pieces, and do it again where the guess was off."""
     work.guess()
     sums = work.sums()
     n, mean, m2, *_ = sums.powers
@@ -84,12 +103,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 class _Pieces:
     """A matrix, what its columns are shifted and scaled by, and room for the sums of its rows."""
 
-    def __init__(self, x_NC: torch.Tensor) -> None:
+    def __init__(self, x_NC: torch.Tensor, threads: int) -> None:
         N, C = x_NC.shape
         self.x_NC, self.C = x_NC, C
         dtype = torch.float64 if x_NC.dtype == torch.float64 else torch.float32
         self.like: dict[str, Any] = {"dtype": dtype, "device": x_NC.device}
-        self.threads = min(torch.get_num_threads(), N) if x_NC.device.type == "cpu" else 1
+        self.threads = min(threads, N) if x_NC.device.type == "cpu" else 1
         self.R = max(1, min(_PIECE.get(x_NC.device.type, N * C) // C, -(-N // self.threads)))
         self.pieces = [slice(start, min(start + self.R, N)) for start in range(0, N, self.R)]
         self.rows = torch.zeros(7, N, **self.like)
@@ -194,8 +213,8 @@ class _Pieces:
             torch.amax(a_RC, 1, out=peak_R)
             torch.sum(a_RC, 1, out=magnitude_R)
             least, most = float(peak_R.min()), float(peak_R.max())
-            if most >= LARGE:
-                columns[5] += (a_RC >= LARGE).sum(0)
+            if most >= LARGE:  # as ones in floats: counting truths takes ten times as long
+                columns[5] += torch.ge(a_RC, LARGE, out=b_RC).sum(0)
             if self.counted is None:
                 some: Any = slice(None)
                 room = b_RC.view(torch.int32) if b_RC.dtype == torch.float32 else None
