@@ -248,6 +248,22 @@ def test_patterns_of_rows_and_columns():
     assert kinds == {"none": [], "row": ["row pattern"], "column": ["column pattern"]}
 
 
+def test_rows_of_one_variance_do_not_make_columns_of_noise():
+    from farout.inside.findings.patterns import pattern_of
+
+    torch.manual_seed(0)
+    x = F.layer_norm(torch.randn(500, 200), (200,))  # behind a norm: the score of rows is 0, that of columns 1
+    pattern, score = pattern_of(record(nn.Linear(200, 2), [x])[".in"])
+    assert (pattern, score) == ("none", pytest.approx(1, abs=0.15))
+
+
+def test_kernels_of_depthwise_convolutions_have_no_columns():
+    torch.manual_seed(0)
+    net = nn.Conv2d(64, 64, 3, groups=64)
+    net.weight.data[:, :, 1, 1] *= 30  # the middle of a kernel is no input channel
+    assert not [one for one in diagnose(record(net, [torch.randn(2, 64, 9, 9)])) if one.kind == "weight line"]
+
+
 def test_values_that_are_no_numbers_come_first_and_where_they_began():
     net = Net()
     add(net, 1, at(4, 11, float("nan")))
