@@ -26,7 +26,7 @@ def smollm2() -> OpenModel:
     return open_model(pretrained("smollm2-135m"))
 
 
-def passages(opened: OpenModel, text: str, count: int, length: int, seed: int) -> list[Any]:
+def passages(opened: OpenModel, text: str, count: int, length: int, seed: int, headings: bool = False) -> list[Any]:
     """Return batches of four passages, all of the same length, drawn from a text.
 
     Parameters
@@ -37,13 +37,15 @@ def passages(opened: OpenModel, text: str, count: int, length: int, seed: int) -
     count, length : int
         Passages, and tokens of each.
     seed : int
-        For their beginnings, each at a line of text. Headings, ``= = ... = =``, are none: to tokens that all equal the
-        first, the second is a first one too.
+        For their beginnings, each at a line of text.
+    headings : bool
+        Whether they may begin at headings, ``= = ... = =``, too. There the tokens after the first equal it, and are
+        treated by the model as first ones.
     """
     with lzma.open(find(text), "rt", encoding="utf-8") as file:
         whole = file.read()
     begins = [0, *(i + 1 for i, mark in enumerate(whole[: -CHARACTERS * length]) if mark == "\n")]
-    begins = [i for i in begins if whole[i : i + 2].strip() not in ("", "=")]
+    begins = [i for i in begins if whole[i : i + 2].strip() not in ("", *(() if headings else "="))]
     drawn = np.random.default_rng(seed).choice(begins, count, replace=False)
     batches = opened.batches([whole[i : i + CHARACTERS * length] for i in drawn], length=length, batch_size=4)
     if any(not bool(batch["attention_mask"].all()) for batch in batches):

@@ -23,7 +23,7 @@ ARMS: dict[str, dict[str, Any]] = {
 SCALING = ("attention bias", "context scale", "sigmoid")
 BIASES = ("value bias", "context bias")
 SEVERAL, WORSE, MEET = 3, 0.01, 0.95
-PASSAGES = 8  # of 256 tokens
+TEXT, PASSAGES = "text/wikitext2/test.txt.xz", 8  # of 256 tokens
 EVEN = {name: float(np.mean(1 / np.arange(1, n + 1))) for name, n in (("small", 128), ("full", 256))}  # by context
 THRESHOLD = (
     "In the mean over three seeds, after equal steps: the default has at least 3 heads that give the first token more "
@@ -63,7 +63,9 @@ def claim(budget: str, progress: Progress) -> Claim:
         note += (
             f"{f'Biases keep the sinks: {verdict(biased)}' if sinks else 'There are no sinks that biases could keep'}. "
             f"SmolLM2-135M {verdict(meet)}: {shares['channels']:.0%} of the writing matrices have their largest weight "
-            f"in an outlying channel, {shares['positions']:.1%} of the outlying positions are outliers of attention."
+            f"in an outlying channel, {shares['positions']:.1%} of the outlying positions are outliers of attention. "
+            "Passages begin at lines of text, which was decided after headings, whose first tokens are alike, had been "
+            f"seen to do worse: with them {shares['with headings']:.1%} are."
         )
         tables["SmolLM2-135M, life of its outliers"] = shares.pop("lives")
         tables["SmolLM2-135M, block by block"] = layers
@@ -104,8 +106,8 @@ def _pretrained(progress: Progress) -> tuple[list[dict[str, Any]], dict[str, Any
 
     progress("SmolLM2-135M", 0.9)
     opened = smollm2()
-    batches = passages(opened, "text/wikitext2/test.txt.xz", PASSAGES, length=256, seed=0)
-    found = SystematicOutliers().measure(record(opened.model, batches))
+    drawn = [passages(opened, TEXT, PASSAGES, length=256, seed=0, headings=with_them) for with_them in (False, True)]
+    found, headed = (SystematicOutliers().measure(record(opened.model, batches)) for batches in drawn)
     lives = [
         {
             "channel": life.channel,
@@ -119,4 +121,5 @@ def _pretrained(progress: Progress) -> tuple[list[dict[str, Any]], dict[str, Any
         }
         for life in found.lives
     ]
-    return found.layers, {"channels": found.shared_channels, "positions": found.shared_positions, "lives": lives}
+    shares = {"channels": found.shared_channels, "positions": found.shared_positions}
+    return found.layers, shares | {"with headings": headed.shared_positions, "lives": lives}
