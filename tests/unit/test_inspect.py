@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import polars as pl
@@ -15,11 +14,12 @@ import pytest
 
 from farout.errors import BadInput
 from farout.inside import Cost, Finding, Recording
-from farout.inside._accumulators import AttentionStats
+from farout.inside._attention_stats import AttentionStats
 from farout.inspecting import Inspection, inspect
 from farout.inspecting._changes import finding_changes
 from farout.report._inspection_costs import recipes
 from farout.report._inspection_maps import binned, outlier_channels, step_of
+from pages import Reader
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -57,34 +57,6 @@ class Tiny(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
-
-
-class Reader(HTMLParser):
-    """Collects what a browser would see: elements, the text outside scripts, and each script."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.scripts, self.text, self.inside = [], [], "", False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.inside = tag == "script" or self.inside
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_endtag(self, tag):
-        self.inside = self.inside and tag != "script"
-
-    def handle_data(self, data):
-        if self.inside:
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        else:
-            self.text += data
-
-    @property
-    def figures(self):
-        return [json.loads(text) for attrs, text in self.scripts if attrs.get("type") == "application/json"]
 
 
 def tiny(seed=0, planted=False):

@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import polars as pl
@@ -21,37 +20,9 @@ from farout.report._strips import BINS, strips
 from farout.report._view import View
 from farout.report.scores import notebook, write_page
 from farout.scoring import score
+from pages import Reader
 
 HOSTILE = "</script><script>alert(1)</script><!-- <b>\u2028&amp; %{y} var(--ink) {{ 7 * 7 }}"
-
-
-class Reader(HTMLParser):
-    """Collects what a browser would see: elements, the text outside scripts, and each script."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.scripts, self.text, self._script = [], [], "", False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self._script = True
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_endtag(self, tag):
-        if tag == "script":
-            self._script = False
-
-    def handle_data(self, data):
-        if self._script:
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        else:
-            self.text += data
-
-    @property
-    def figures(self):
-        return [json.loads(text) for attrs, text in self.scripts if attrs.get("type") == "application/json"]
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from farout.errors import BadInput
-from farout.inside._attention_stats import AttentionStats  # a file that holds one is read by its word
 from farout.inside._channel_facts import BINS, ChannelFacts, padded
 from farout.io.state import saved
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AttentionStats", "ChannelStats"]
+__all__ = ["ChannelStats"]
 
 MOST_POSITIONS = 65_536  # a bound on memory; positions from here on count as the last
 _MOST_PEAKS = 32  # positions whose channel is kept

@@ -10,8 +10,6 @@ import numpy as np
 from farout.inside._sufo_features import Features
 from farout.inside._sufo_outliers import Outliers
 
-MEASURES = ("rsa", "cka", "plain cka")
-
 
 @dataclass(frozen=True)
 class SufoReport:
