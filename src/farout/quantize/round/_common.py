@@ -169,7 +169,7 @@ def layer_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tens
 
     Examples
     --------
-    >>> layer_error(torch.tensor([[2.0, 1.0]]), torch.tensor([[2.0, 0.0]]), torch.eye(2))
+    >>> round(layer_error(torch.tensor([[4.0, 2.0]]), torch.tensor([[4.0, 0.0]]), torch.eye(2)), 4)
     0.2
     """
     change = weight - rounded

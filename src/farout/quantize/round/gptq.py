@@ -10,9 +10,9 @@ OPT-175B has a perplexity of 8.37 on WikiText-2 and 8.34 before, where rounding 
 against 7,300.
 
 **No inverse.** The paper works with ``U``, the upper Cholesky factor of ``H^-1``: a column ``w_j`` is rounded to
-``v_j``, and then ``w_k -= e_j U_jk`` for all ``k > j`` with ``e_j = (w_j - v_j) / U_jj``. Added up, the rounded weight is
-``V = W - E U``. So ``E = (W - V) M`` with ``M = U^-1``; and since ``H = M M'`` with ``M`` upper triangular, ``M`` comes
-from one Cholesky decomposition of ``H``, read from its other end. Just before it is rounded, a column is then
+``v_j``, and then ``w_k -= e_j U_jk`` for all ``k > j`` with ``e_j = (w_j - v_j) / U_jj``. Added up, the rounded weight
+is ``V = W - E U``. So ``E = (W - V) M`` with ``M = U^-1``; and since ``H = M M'`` with ``M`` upper triangular, ``M``
+comes from one Cholesky decomposition of ``H``, read from its other end. Just before it is rounded, a column is then
 
     ``w_j = W_j + sum_{i < j} (W_i - V_i) N_ij``, ``N_ij = M_ij / M_jj``:
 
