@@ -1,0 +1,276 @@
+"""BoA and TurboBoA: the solver against its definition, the Hessians of attention against formulas, the recipe at work."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+
+from naive import quantize_boa as naive
+
+torch = pytest.importorskip("torch")
+
+from farout.errors import BadInput, UnknownName  # noqa: E402
+from farout.quantize._attention_hessians import attention_hessians  # noqa: E402
+from farout.quantize.grid import Grid, Steps  # noqa: E402
+from farout.quantize.round import boa as solver  # noqa: E402
+from farout.quantize.round._search import searched_steps  # noqa: E402
+from farout.quantize.round.boa import boa  # noqa: E402
+from farout.quantize.round.gptq import gptq  # noqa: E402
+
+ASYMMETRIC = Grid(3, rule="asymmetric")
+
+
+def layer(heads=2, d=6, inputs=10, seed=0):
+    """A weight, Hessians with correlations and of full rank, and the cross term of inputs with errors; in float64."""
+    draw = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
+    W = normal(heads * d, inputs)
+    X = normal(60, inputs) @ normal(inputs, inputs)
+    full = X + 0.3 * normal(60, inputs) @ normal(inputs, inputs)
+    K = normal(heads, 40, d) @ normal(heads, d, d)
+    return W, X.T @ X / 30, K.mT @ K / 20, (full - X).T @ X / 30
+
+
+def cost(W, V, H_in, H_out, R=None):
+    """The objective, summed over heads."""
+    W, V, H_in = W.numpy(), V.numpy(), H_in.numpy()
+    R = None if R is None else R.numpy()
+    h, d = H_out.shape[:2]
+    heads = [slice(i * d, i * d + d) for i in range(h)]
+    return sum(naive.objective(W[own], V[own], H_in, H_out[i].numpy(), R) for i, own in enumerate(heads))
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("grid", [ASYMMETRIC, Grid(3), Grid(2, "group", 5), Grid(3, "tensor")])
+def test_without_hessian_of_outputs_and_errors_of_inputs_it_is_gptq(grid, order):
+    W, H, _, _ = layer()
+    steps = grid.steps(W)
+    expected = gptq(W, H, grid, order=order, steps=steps).weight
+    eye = torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
+    for H_out, rows in ((None, 16), (eye, 1), (eye, 4), (eye, 16)):
+        found = boa(W, H, H_out, grid, rows=rows, steps=steps, refine=0, order_columns=order)
+        torch.testing.assert_close(found.weight, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("rows", [1, 4, 6])
+def test_it_is_what_its_definition_says(rows, corrected):
+    W, H, H_out, R = layer()
+    R = R if corrected else None
+    steps = ASYMMETRIC.steps(W)
+    settings = {"rows": rows, "cross": R, "steps": steps, "refine": 0, "damping": 0.0, "alpha": 0.7}
+    found = boa(W, H, H_out, ASYMMETRIC, order_columns=False, **settings).weight
+    scale, zero = steps.scale[:, 0].numpy(), steps.zero[:, 0].numpy()
+    R = None if R is None else 0.7 * R.numpy()
+    for head in range(2):
+        own = slice(6 * head, 6 * head + 6)
+        args = W[own].numpy(), H.numpy(), H_out[head].numpy(), scale[own], zero[own], 7, rows, R
+        np.testing.assert_allclose(found[own], naive.boa(*args), rtol=0, atol=1e-10)
+
+
+def test_orders_are_those_of_the_diagonals():
+    W, H, H_out, R = layer(heads=1)
+    steps = ASYMMETRIC.steps(W)
+    settings = {"rows": 2, "refine": 0}
+    columns = H.diagonal().argsort(descending=True)
+    rows = H_out[0].diagonal().argsort(descending=True)
+    expected = boa(
+        W[rows][:, columns],
+        H[columns][:, columns],
+        H_out[:, rows][:, :, rows],
+        ASYMMETRIC,
+        cross=R[columns][:, columns],
+        steps=Steps(steps.scale[rows], steps.zero[rows]),
+        order_columns=False,
+        **settings,
+    ).weight
+    found = boa(W, H, H_out, ASYMMETRIC, cross=R, steps=steps, order_rows=True, **settings).weight
+    torch.testing.assert_close(found[rows][:, columns], expected, rtol=0, atol=1e-12)
+    assert not torch.equal(found, boa(W, H, H_out, ASYMMETRIC, cross=R, steps=steps, **settings).weight)
+
+
+def handed(monkeypatch, *args, **settings):
+    """Run the solver, and return what its pass over columns was called with, block by block."""
+    calls = []
+
+    def pass_over_columns(flat, *rest, steps):
+        rounded = gptq(flat, *rest, steps=steps)
+        calls.append((flat.clone(), rounded.weight, steps))
+        return rounded
+
+    monkeypatch.setattr(solver, "gptq", pass_over_columns)
+    return boa(*args, **settings), calls
+
+
+def test_rows_behind_a_block_stand_at_their_optimum(monkeypatch):
+    W, H, H_out, _ = layer(heads=1)
+    _, calls = handed(monkeypatch, W, H, H_out, ASYMMETRIC, rows=4, damping=0.0)
+    (_, V, _), (rest, _, _) = calls
+    gradient = H_out[0] @ (W - torch.cat([V, rest])) @ H
+    assert gradient[4:].abs().max() < 1e-10 * gradient[:4].abs().max()
+
+
+@pytest.mark.parametrize("grid", [ASYMMETRIC, Grid(2, "group", 5)])
+def test_steps_are_searched_when_the_turn_of_their_rows_comes(monkeypatch, grid):
+    W, H, H_out, _ = layer(heads=2)
+    found, calls = handed(monkeypatch, W, H, H_out, grid, rows=4, refine=0, damping=0.0)
+    assert len(calls) == 2
+    for start, (flat, _, steps) in zip((0, 4), calls):
+        torch.testing.assert_close(steps.scale, searched_steps(flat, H, grid).scale, rtol=0, atol=1e-12)
+        rows = [6 * head + i for head in range(2) for i in range(start, min(start + 4, 6))]
+        assert torch.equal(found.steps.scale[rows], steps.scale)
+    fixed = boa(W, H, H_out, grid, rows=4, refine=0, damping=0.0, adaptive=False)
+    assert torch.equal(fixed.steps.scale, searched_steps(W, H, grid).scale)
+    assert not torch.equal(fixed.steps.scale, found.steps.scale)
+
+
+def test_search_finds_the_best_of_all_candidates():
+    W, H, _, _ = layer()
+    found = searched_steps(W, H, ASYMMETRIC)
+    for row, scale, zero in zip(W.numpy(), found.scale[:, 0], found.zero[:, 0]):
+        assert (float(scale), float(zero)) == pytest.approx(naive.searched(row, H.numpy(), 3))
+    groups = searched_steps(W, H, Grid(3, "group", 5))
+    for i in range(2):
+        part = slice(5 * i, 5 * i + 5)
+        alone = searched_steps(W[:, part], H[part, part], Grid(3))
+        torch.testing.assert_close(groups.scale[:, i], alone.scale, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["full", "narrow", "asymmetric", "clamped", "free"])
+def test_searched_steps_are_no_worse_than_those_of_the_range(rule):
+    W, H, _, _ = layer()
+    grid = Grid(3, rule=rule)
+    for search, error in (
+        ("hessian", lambda V: ((W - V) @ H * (W - V)).sum(1)),
+        ("mse", lambda V: (W - V).abs().pow(2.4).sum(1)),
+    ):
+        best, plain = (error(grid.rounded(W, searched_steps(W, H, grid, how))) for how in (search, "minmax"))
+        assert (best <= plain + 1e-12).all()
+        assert best.sum() < plain.sum()
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_each_step_is_refined_to_its_optimum_given_the_others(corrected):
+    W, H, H_out, R = layer(heads=1)
+    R = R if corrected else None
+    settings = {"damping": 0.0, "cross": R, "alpha": 1.0, "rows": 3}
+    plain = boa(W, H, H_out, ASYMMETRIC, refine=0, **settings)
+    codes = ASYMMETRIC.codes(plain.weight, plain.steps)
+    steps = plain.steps.scale.clone()
+
+    def of(scale):
+        V = ASYMMETRIC.values(codes, Steps(scale, plain.steps.zero), W.shape)
+        return cost(W, V, H, H_out, R)
+
+    for row in range(6):
+
+        def along(s, row=row):
+            return of(torch.cat([steps[:row], torch.tensor([[s]]), steps[row + 1 :]]))
+
+        best = minimize_scalar(along, bracket=(0.5 * float(steps[row, 0]), float(steps[row, 0])), tol=1e-12)
+        assert best.fun <= of(steps)
+        steps[row] = best.x
+    refined = boa(W, H, H_out, ASYMMETRIC, refine=1, **settings)
+    assert torch.equal(ASYMMETRIC.codes(refined.weight, refined.steps), codes)
+    torch.testing.assert_close(refined.steps.scale, steps, rtol=1e-6, atol=0)
+    costs = [cost(W, boa(W, H, H_out, ASYMMETRIC, refine=n, **settings).weight, H, H_out, R) for n in range(4)]
+    assert all(after < before for before, after in zip(costs, costs[1:]))
+
+
+def test_rows_that_do_not_meet_are_refined_in_closed_form():
+    W, H, _, R = layer(heads=1)
+    settings = {"damping": 0.0, "cross": R, "alpha": 1.0}
+    alone = boa(W, H, None, ASYMMETRIC, refine=1, **settings)
+    eye = torch.eye(6, dtype=torch.float64)[None]
+    same = boa(W, H, eye, ASYMMETRIC, refine=1, rows=6, **settings)
+    torch.testing.assert_close(alone.weight, same.weight, rtol=0, atol=1e-12)
+    plain = boa(W, H, None, ASYMMETRIC, refine=0, **settings)
+    assert cost(W, alone.weight, H, eye, R) < cost(W, plain.weight, H, eye, R)
+
+
+def test_a_row_of_zeros_keeps_its_step():
+    W, H, H_out, _ = layer(heads=1)
+    W[2] = 0
+    for out in (H_out, None):
+        steps = Grid(3).steps(W)
+        found = boa(W, H, out, Grid(3), steps=steps, rows=6)
+        assert found.weight[2].abs().max() == 0
+        assert found.steps.scale[2] == steps.scale[2]
+        assert found.weight.isfinite().all()
+
+
+def test_heads_with_inputs_of_their_own_are_rounded_alone():
+    W, H, H_out, R = layer()
+    both = torch.stack([H, H + torch.diag(torch.arange(10.0, dtype=torch.float64))])
+    for grid, refine in ((ASYMMETRIC, 1), (Grid(3, "tensor"), 0)):
+        found = boa(W, both, None, grid, cross=R, refine=refine)
+        steps = [None] * 2 if grid.per == "channel" else [grid.steps(W)] * 2
+        alone = [boa(W[6 * i : 6 * i + 6], both[i], None, grid, cross=R, steps=steps[i], refine=refine) for i in (0, 1)]
+        assert torch.equal(found.weight, torch.cat([one.weight for one in alone]))
+        torch.testing.assert_close(grid.rounded(found.weight, found.steps), found.weight)
+
+
+def test_it_beats_gptq_on_its_objective():
+    gains = []
+    for seed in range(8):
+        W, H, H_out, _ = layer(heads=2, d=16, inputs=24, seed=seed)
+        steps = ASYMMETRIC.steps(W)
+        errors = [
+            cost(W, V.weight, H, H_out)
+            for V in (
+                gptq(W, H, ASYMMETRIC, steps=steps),
+                boa(W, H, H_out, ASYMMETRIC, rows=1, steps=steps, refine=0),
+                boa(W, H, H_out, ASYMMETRIC, rows=4, steps=steps, refine=0),
+                boa(W, H, H_out, ASYMMETRIC, rows=4),
+            )
+        ]
+        gains.append([error / errors[0] for error in errors])
+    _, one, four, turbo = np.mean(gains, axis=0)
+    assert one < four < 0.9
+    assert turbo < four
+
+
+def test_errors_of_inputs_are_corrected():
+    ratios = []
+    for seed in range(8):
+        W, H, H_out, R = layer(d=16, inputs=24, seed=seed)
+        H, R = 10 * H, 10 * R  # the unit does not matter
+        plain, half, whole = (boa(W, H, H_out, ASYMMETRIC, cross=R, alpha=a, damping=0.0) for a in (0, 0.25, 1))
+        assert torch.equal(plain.weight, boa(W, H, H_out, ASYMMETRIC, damping=0.0).weight)
+        costs = [cost(W, V.weight, H, H_out, R) for V in (plain, half, whole)]
+        full = cost(W, torch.zeros_like(W), H, H_out)
+        ratios.append([(one - costs[0]) / full for one in costs])
+    _, half, whole = np.mean(ratios, axis=0)
+    assert whole < half < 0
+
+
+def test_what_it_is_given_stays_as_it_is():
+    W, H, H_out, R = layer()
+    given = [W, H, H_out, R]
+    copies = [one.clone() for one in given]
+    boa(W, H, H_out, ASYMMETRIC, cross=R, order_rows=True)
+    assert all(torch.equal(a, b) for a, b in zip(given, copies))
+    found = boa(W.float(), H.float(), H_out.float(), ASYMMETRIC, cross=R.float())
+    assert found.weight.dtype == torch.float32
+
+
+def test_unused_inputs_and_heads_that_nobody_reads():
+    W, H, H_out, _ = layer()
+    H[3], H[:, 3], H_out[1] = 0, 0, 0
+    found = boa(W, H, H_out, ASYMMETRIC)
+    assert found.weight.isfinite().all()
+    assert found.weight[:, 3].abs().max() == 0
+    torch.testing.assert_close(found.weight[6:], boa(W[6:], H, None, ASYMMETRIC).weight, rtol=0, atol=0.8)
+
+
+def test_what_does_not_fit_is_refused():
+    W, H, H_out, _ = layer()
+    with pytest.raises(BadInput, match="heads d = 12"):
+        boa(W, H, H_out[:1], ASYMMETRIC)
+    with pytest.raises(BadInput, match="'rows' is a number of rows"):
+        boa(W, H, H_out, ASYMMETRIC, rows=0)
+    with pytest.raises(BadInput, match="per 'channel'"):
+        boa(W, H, H_out, Grid(3, "input", 6))
+    with pytest.raises(BadInput, match="do not make 5 heads"):
+        boa(W, H.expand(5, 10, 10), None, ASYMMETRIC)
+    with pytest.raises(UnknownName, match="hessian"):
+        boa(W, H, H_out, ASYMMETRIC, search="hesian")
