@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from _timing import best, report
 
+from _timing import best, report
 from farout.quantize.grid import Grid
 from farout.quantize.round._search import searched_steps
 from farout.quantize.round.boa import boa

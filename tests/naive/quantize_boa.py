@@ -14,15 +14,15 @@ def boa(W, H_in, H_out, scale, zero, top, rows=1, R=None):
     ``tr(H_out D H_in D') + 2 tr(H_out W R D')`` but for the part that their own columns will correct.
     """
     now, V = W.copy(), np.zeros_like(W)
-    d, I = W.shape
-    R = np.zeros((I, I)) if R is None else R
+    d, inputs = W.shape
+    R = np.zeros((inputs, inputs)) if R is None else R
     for start in range(0, d, rows):
         block, rest = slice(start, min(start + rows, d)), slice(min(start + rows, d), d)
         moved = now[block].copy()
-        for c in range(I):
+        for c in range(inputs):
             s, z = scale[block], zero[block]
             V[block, c] = s * (np.clip(np.round(moved[:, c] / s) + z, 0, top) - z)
-            if c + 1 < I:
+            if c + 1 < inputs:
                 behind = H_in[c + 1 :, c + 1 :]
                 error = np.outer(moved[:, c] - V[block, c], H_in[c, c + 1 :])
                 moved[:, c + 1 :] += np.linalg.solve(behind, (error + np.outer(moved[:, c], R[c, c + 1 :])).T).T

@@ -6,7 +6,7 @@ rotation of RoPE, the identity without it. So the mean of ``J' K'K J`` over posi
 the layout of RoPE nor that of heads is taken from a table of models. The product is watched, which gives ``K``, and
 ``J'`` is applied by vector-Jacobian products from the operand back to the projection. Where a norm stands between the
 two (q-norm), the path is not linear, and its Jacobian at the calibration tokens is used; of a norm over all heads, the
-part within each head. ``K'K`` is that of all keys, also where the mask hides some of them from a query, as in the paper.
+part within each head. ``K'K`` is that of all keys, also where the mask hides some of them from a query, as in BoA.
 
 The inputs of values are mixed as the head mixes values: with ``A`` the probabilities of a head, its Hessian is that of
 ``A X``.
@@ -69,7 +69,7 @@ def attention_hessians(
     batches : iterable
     query, key, value : torch.nn.Module
         Projections (B, T, I) to (B, T, C); the same one where they are one. Without ``value``, nothing is said of it.
-    keep : list of bool tensor (B, T) or None, optional
+    keep : list of bool tensor (B, T) or (B T,) or None, optional
         Which tokens of each batch are no padding.
 
     Returns
@@ -107,7 +107,7 @@ def attention_hessians(
         seen = _watched(run, batch, query, key, value)
         B, T = seen.leaves["q"].shape[:2]
         mask = None if keep is None else keep[place]
-        kept = torch.ones(B, T, device=seen.q.device) if mask is None else mask.to(seen.q.device).float()
+        kept = torch.ones(B, T, device=seen.q.device) if mask is None else mask.to(seen.q.device).float().view(B, T)
         if not rows:
             rows = {word: seen.rows(word) for word in ("q", "k", *(("v",) if value is not None else ()))}
         found = _of_batch(seen, rows, kept)

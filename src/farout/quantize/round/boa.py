@@ -13,6 +13,8 @@ Shape legend: h heads, d outputs of a head, N rows of a block, I inputs, O = h d
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from farout.errors import BadInput, UnknownName
@@ -53,8 +55,9 @@ def boa(
     over columns by ``P = triu(R U', 1) U`` with the ``U`` of ``H_in``, and that over rows by ``W_b R H_in^-1`` beside
     ``W_b - V_b``. At last the codes are kept, and steps improved row after row, each to its optimum given the others.
 
-    Cost: ``d / rows`` passes over the columns, each over ``rows`` rows of all heads; ``O(I^3 + h d^3)`` for factors; and
-    a product of ``O(I^2)`` for each row and each of 80 candidates of its steps, or 160 with zero points.
+    Cost: ``d / rows`` passes over the columns, each over ``rows`` rows of all heads; ``O(I^3 + h d^3)`` for factors;
+    and a product of ``O(I^2)`` for each row and each of 80 candidates of its steps, or 160 with zero points, most of
+    which ends early.
 
     Parameters
     ----------
@@ -114,8 +117,8 @@ def boa(
         raise UnknownName("search of steps", search, SEARCHES)
     weight = checked_weight(weight)
     if hessian_in.ndim == 3:  # heads that see different inputs share nothing
-        settings = dict(rows=rows, alpha=alpha, adaptive=adaptive, refine=refine, order_columns=order_columns)
-        settings |= dict(order_rows=order_rows, search=search, damping=damping)
+        settings: dict[str, Any] = dict(rows=rows, alpha=alpha, adaptive=adaptive, refine=refine, search=search)
+        settings |= dict(order_columns=order_columns, order_rows=order_rows, damping=damping)
         return _by_head(weight, hessian_in, hessian_out, grid, cross, steps, settings)
     _check(weight, hessian_out, grid, rows)
 
@@ -178,7 +181,7 @@ def _by_head(
     grid: Grid,
     cross: torch.Tensor | None,
     steps: Steps | None,
-    settings: dict,
+    settings: dict[str, Any],
 ) -> Rounded:
     """Round heads that have Hessians of inputs of their own."""
     heads = len(hessian_in)
