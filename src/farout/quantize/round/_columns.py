@@ -56,6 +56,7 @@ class Columns:
     scale: torch.Tensor
     zero: torch.Tensor | None
     which: torch.Tensor
+    back: torch.Tensor | None = None
 
     @classmethod
     def of(cls, weight: torch.Tensor, factor: Any, grid: Grid, static: bool, steps: Steps | None) -> Columns:
@@ -97,11 +98,18 @@ class Columns:
         """
         if self.taken != "group" or start % self.grid.group:
             return
-        stop = start + self.grid.group
-        pull, weight = self.factor.pull[start:stop, start:stop], self.weight[start:stop]
-        moved = self.current[start:stop] - weight
-        weight = weight + torch.linalg.solve_triangular(pull, moved, upper=False, unitriangular=True)
-        self._set(start // self.grid.group, self.grid.steps(weight.T, self.steps.global_scale))
+        group, at = start // self.grid.group, slice(start, start + self.grid.group)
+        weight = self.weight[at] + self._back()[group] @ (self.current[at] - self.weight[at])
+        self._set(group, self.grid.steps(weight.T, self.steps.global_scale))
+
+    def _back(self) -> torch.Tensor:
+        """Return the inverse of each group's part of ``pull``, (groups, group, group)."""
+        if self.back is None:
+            groups = self.factor.pull.unflatten(0, (-1, self.grid.group)).unflatten(2, (-1, self.grid.group))
+            groups = groups.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            one = torch.eye(self.grid.group).to(groups)
+            self.back = torch.linalg.solve_triangular(groups, one.expand_as(groups), upper=False, unitriangular=True)
+        return self.back
 
     def round_block(self, start: int, stop: int) -> None:
         """Round the columns of a block one after the other."""

@@ -208,13 +208,11 @@ def gptq(
 
 def _kernel(work: Columns) -> Any:
     """Return the module of the GPU kernel where it can do this, and does it right, else None."""
-    if not work.weight.is_cuda or work.weight.dtype != torch.float32 or work.taken == "column":
-        return None
-    if find_spec("triton") is None or not _sound():
+    if not work.weight.is_cuda or find_spec("triton") is None or not _sound():
         return None
     from farout.quantize.round import _gptq_kernel
 
-    return _gptq_kernel
+    return _gptq_kernel if _gptq_kernel.can_round(work) else None
 
 
 @cache
