@@ -1,15 +1,24 @@
-"""``farout bench``: methods over many sets."""
+"""``farout bench``: methods over many sets, models over many texts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from farout.cli._common import progress
 
-SUITES = ("adbench", "macrodata", "mad_bench")
+# What each suite takes beside --output; the options of a suite are the arguments of its main().
+TABLES = ("methods", "sets", "budget", "jobs")
+SUITES = {
+    "adbench": (*TABLES, "protocol"),
+    "macrodata": (*TABLES, "protocol"),
+    "mad_bench": (*TABLES, "files"),
+    "perplexity": ("model", "texts", "length", "windows"),
+}
+LISTS = ("methods", "sets", "texts")  # separated by commas
+OF_TABLES, OF_MODELS = "Options of adbench, macrodata and mad_bench", "Options of perplexity"
 
 
 def add(app: typer.Typer) -> None:
@@ -18,47 +27,101 @@ def add(app: typer.Typer) -> None:
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(help="adbench, macrodata or mad_bench")],
+    suite: Annotated[str, typer.Argument(help=f"{', '.join(list(SUITES)[:-1])} or {list(SUITES)[-1]}")],
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="mad_bench: result files and folders of them.  [default: graded tables]"),
+        typer.Argument(help="mad_bench: result files and folders of them (default: graded tables)."),
     ] = None,
-    methods: Annotated[str | None, typer.Option(help="Separated by commas.  [default: all table methods]")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Separated by commas (default: all table methods).", rich_help_panel=OF_TABLES),
+    ] = None,
     sets: Annotated[
         str | None,
         typer.Option(
             help="Separated by commas; macrodata also takes oddbench, ovrbench, synbench, synbench/gmm-local-7, npz "
-            "files of its format and folders of them.  [default: those of the budget]"
+            "files of its format and folders of them (default: those of the budget).",
+            rich_help_panel=OF_TABLES,
         ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="adbench: unsupervised, one-class or both; macrodata: split.  [default: all]")
+        str | None,
+        typer.Option(
+            help="adbench: unsupervised, one-class or both; macrodata: split (default: all).",
+            rich_help_panel=OF_TABLES,
+        ),
     ] = None,
-    budget: Annotated[str, typer.Option(help="small (a dozen small sets) or full.")] = "small",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="small (a dozen small sets) or full (default: small).", rich_help_panel=OF_TABLES),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            help="Processes, of one thread each; -1 for all cores (default: 1).",
+            rich_help_panel=OF_TABLES,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A packaged model such as smollm2-135m, a folder of transformers, or a .gguf or .safetensors file.",
+            rich_help_panel=OF_MODELS,
+        ),
+    ] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: names such as wikitext2 and new-authors, and text files (default: wikitext2).",
+            rich_help_panel=OF_MODELS,
+        ),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a window (default: 2048).", rich_help_panel=OF_MODELS)
+    ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(help="So many, spread over each text (default: all).", rich_help_panel=OF_MODELS),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table and page.")] = Path("out"),
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes, of one thread each; -1 for all cores.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
-    """Run methods over the sets of a suite; a run that was stopped goes on where it was."""
+    """Run methods over the sets of a suite, or a model over texts; sets that were done are not done again."""
     from importlib import import_module
 
     from farout.errors import BadInput, UnknownName
 
     if suite not in SUITES:
         raise UnknownName("suite", suite, SUITES)
-    if files and suite != "mad_bench":
-        raise BadInput(f"'{suite}' takes no files, and '{files[0]}' was given; name sets with --sets")
-    if protocol and suite == "mad_bench":
-        raise BadInput(f"'mad_bench' has one protocol, and '{protocol}' was given; leave --protocol out")
+    every: dict[str, Any] = {
+        "files": files,
+        "methods": methods,
+        "sets": sets,
+        "protocol": protocol,
+        "budget": budget,
+        "jobs": jobs,
+        "model": model,
+        "texts": texts,
+        "length": length,
+        "windows": windows,
+    }
+    given = {name: value for name, value in every.items() if value is not None and value != []}
+    for name in given:
+        if name not in SUITES[suite]:
+            raise BadInput(f"'{suite}' takes no {_option(name)}; it takes {', '.join(map(_option, SUITES[suite]))}")
+    if "model" in SUITES[suite] and model is None:
+        raise BadInput(f"'{suite}' needs --model, such as --model smollm2-135m")
+    for name in LISTS:
+        if name in given:
+            given[name] = given[name].split(",")
+    if "jobs" in given:
+        given["n_jobs"] = given.pop("jobs")
     output.mkdir(parents=True, exist_ok=True)
     with progress(quiet) as report:
-        import_module(f"farout.bench.{suite}").main(
-            methods=methods.split(",") if methods else None,
-            sets=sets.split(",") if sets else None,
-            budget=budget,
-            out=output,
-            n_jobs=jobs,
-            progress=report,
-            **({"protocol": protocol} if protocol else {}),
-            **({"files": files} if files else {}),
-        )
+        import_module(f"farout.bench.{suite}").main(**given, out=output, progress=report)
+
+
+def _option(name: str) -> str:
+    return name if name == "files" else f"--{name}"
