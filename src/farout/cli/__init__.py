@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-VERBS = ("score", "fit", "rank", "inspect", "bench", "claim", "list", "card", "doctor")
+VERBS = ("score", "fit", "rank", "inspect", "quantize", "bench", "claim", "list", "card", "doctor")
 
 app = typer.Typer(
     name="farout",

@@ -18,8 +18,9 @@ from farout.inside._accumulators import MOST_POSITIONS, ChannelStats, farthest
 from farout.inside._attention_stats import AttentionStats
 from farout.inside._channel_facts import BINS, DROPPED_BITS, HASH, LARGE, SAMPLED, is_sampled
 
-_ROWS, _STEP, _COLUMNS = 256, 16, 128  # rows of a stripe, rows at a time, and columns, of a program
+_ROWS, _STEP, _COLUMNS = 128, 16, 128  # rows of a stripe, rows at a time, and columns, of a program
 _ALL_BINS = 1 << (31 - DROPPED_BITS)
+_COPIES = 64  # of the bins, so that programs which count at once do not wait for each other
 
 
 @dataclass
@@ -146,12 +147,12 @@ class Board:
             x_NC, x_NC if keep_N is None else keep_N.view(torch.int8), columns, rows, self.bins, N, C, *x_NC.stride(),
             MASKED=keep_N is not None, TIMES=SAMPLED if is_sampled(N, C) else 1,
             MULTIPLIER=HASH, ROWS=_ROWS, STEP=_STEP, COLUMNS=_COLUMNS,
-            DROPPED=DROPPED_BITS, FROM=LARGE, num_warps=8,
+            DROPPED=DROPPED_BITS, FROM=LARGE, COPIES=_COPIES, BINS=_ALL_BINS, num_warps=4,
         )  # fmt: skip
         old = slot.new if slot.written else slot.old
-        kernels.join[-(-C // 16) + G + _ALL_BINS // 512,](
+        kernels.join[-(-C // 16) + G + _ALL_BINS // 64,](
             columns, rows, self.bins, old, slot.new, N, C, K, J, period, P, G,
-            COLUMNS=_COLUMNS, CB=16, KB=64, PB=slot.PB, BB=128 // slot.PB, HB=512, num_warps=4,
+            COLUMNS=_COLUMNS, CB=16, KB=64, PB=slot.PB, BB=128 // slot.PB, HB=64, COPIES=_COPIES, BINS=_ALL_BINS, num_warps=4,
         )  # fmt: skip
         slot.written = True
         return True
@@ -170,7 +171,7 @@ class Board:
     def _may_take(self, x: torch.Tensor) -> bool:
         """Whether a tensor is on the GPU that came first, and small enough for indices of 32 bits."""
         if self.bins is None and x.is_cuda:
-            self.bins = torch.zeros(_ALL_BINS, dtype=torch.int32, device=x.device)
+            self.bins = torch.zeros(_COPIES * _ALL_BINS, dtype=torch.int32, device=x.device)
         return self.bins is not None and x.device == self.bins.device and x.numel() < 1 << 31
 
     def stats(self) -> dict[str, Any]:

@@ -19,13 +19,14 @@ import triton.language as tl
 def read(
     x_ptr, keep_ptr, column_ptr, row_ptr, bins_ptr, N, C, x_row, x_column,
     MASKED: tl.constexpr, TIMES: tl.constexpr, MULTIPLIER: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
-    COLUMNS: tl.constexpr, DROPPED: tl.constexpr, FROM: tl.constexpr,
+    COLUMNS: tl.constexpr, DROPPED: tl.constexpr, FROM: tl.constexpr, COPIES: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """Read a stripe of rows and some columns; leave (13, C) numbers of the stripe and (9, N) of each piece of a row."""
     k, j = tl.program_id(0), tl.program_id(1)
     column = j * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < C
     width = tl.minimum(COLUMNS, C - j * COLUMNS).to(tl.float32)
+    mine_ptr = bins_ptr + (k * tl.num_programs(1) + j) % COPIES * BINS  # most values fall into few bins: spread these
 
     row = k * ROWS + tl.arange(0, STEP)
     seen = (row < N)[:, None] & inside[None, :]
@@ -85,9 +86,9 @@ def read(
         bits = size.to(tl.int32, bitcast=True) >> DROPPED
         if TIMES > 1:
             chosen = ((row.to(tl.uint32) * MULTIPLIER) >> 28) == 0
-            tl.atomic_add(bins_ptr + bits, TIMES, mask=finite & chosen[:, None], sem="relaxed")
+            tl.atomic_add(mine_ptr + bits, TIMES, mask=finite & chosen[:, None], sem="relaxed")
         else:
-            tl.atomic_add(bins_ptr + bits, 1, mask=finite, sem="relaxed")
+            tl.atomic_add(mine_ptr + bits, 1, mask=finite, sem="relaxed")
 
         peak = tl.max(size, 1)
         place = tl.min(tl.where(size == peak[:, None], column[None, :], 1 << 30), 1)
@@ -126,6 +127,7 @@ def read(
 def join(
     column_ptr, row_ptr, bins_ptr, old_ptr, new_ptr, N, C, K, J, period, P, G,
     COLUMNS: tl.constexpr, CB: tl.constexpr, KB: tl.constexpr, PB: tl.constexpr, BB: tl.constexpr, HB: tl.constexpr,
+    COPIES: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """Join what the first kernel left, and what earlier batches left: columns, then positions, then bins."""
     program = tl.program_id(0)
@@ -140,9 +142,10 @@ def join(
     else:
         bin_ = (program - last - G) * HB + tl.arange(0, HB)
         at = 11 * C + 5 * P + 7 * G + bin_
-        counted = tl.load(bins_ptr + bin_)
-        tl.store(bins_ptr + bin_, tl.zeros_like(counted))
-        tl.store(new_ptr + at, tl.load(old_ptr + at) + counted.to(tl.float64))
+        copies = bins_ptr + tl.arange(0, COPIES)[:, None] * BINS + bin_[None, :]
+        counted = tl.load(copies)
+        tl.store(copies, tl.zeros_like(counted))
+        tl.store(new_ptr + at, tl.load(old_ptr + at) + tl.sum(counted.to(tl.int64), 0).to(tl.float64))
 
 
 @triton.jit

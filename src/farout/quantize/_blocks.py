@@ -10,7 +10,7 @@ Shape legend: N tokens, I channels of a map's input, O outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from farout.errors import BadInput, NothingMatched, NotIdentity
 from farout.inside._running import call
-from farout.inside._sites import first_tensor, mapped, sites_of
+from farout.inside._sites import first_tensor, mapped, sites_of, tokens_of
 from farout.quantize._linear import QuantLinear
 from farout.quantize._structure import Feed, feeds_of, maps_of
 
@@ -42,12 +42,14 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
             parent, _, last = name.rpartition(".")
             rows.setdefault(parent if last.isdigit() else name, {})[name] = site.module
     if not rows:
-        raise NothingMatched("row of blocks with linear maps", type(model).__name__, [n for n, _ in model.named_children()])
+        raise NothingMatched(
+            "row of blocks with linear maps", type(model).__name__, [n for n, _ in model.named_children()]
+        )
     return max(rows.values(), key=len)
 
 
 class _Stop(Exception):
-    """Leaves a forward pass when the last block has been called."""
+    """Leaves a forward pass when all that is wanted has been seen."""
 
 
 @contextmanager
@@ -106,9 +108,8 @@ class Calls:
                 stack.callback(block.register_forward_pre_hook(enter(name), with_kwargs=True).remove)
             for batch in batches:
                 batch = mapped(batch, lambda tensor: tensor.to(device))
-                mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-                whole = mask is None or mask.ndim != 2 or bool((mask != 0).all())
-                self.keep.append(None if whole else (mask != 0).flatten())
+                mask = tokens_of(batch)[1]
+                self.keep.append(None if mask is None else mask.flatten())
                 try:
                     (forward or call)(model, batch)
                 except _Stop:
@@ -124,12 +125,16 @@ class Calls:
             self.shared.append(value.detach())
             return self.shared[-1]
         if isinstance(value, Mapping):
-            return {key: self._held(item) for key, item in value.items() if "past_key" not in key and "cache" not in key}
+            return {
+                key: self._held(item) for key, item in value.items() if "past_key" not in key and "cache" not in key
+            }
         if isinstance(value, tuple | list):
             return type(value)(self._held(item) for item in value)
         return value
 
-    def run(self, name: str, block: nn.Module, at: int, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def run(
+        self, name: str, block: nn.Module, at: int, x: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         """Run a block on a state, as it was called on batch ``at``; in another precision if asked."""
         args, kwargs = self.rest[name][at]
         if dtype is not None:
@@ -213,7 +218,8 @@ class Block:
 
     def weight(self, name: str) -> torch.Tensor:
         """Return the weight (O, I) of a map as it stands."""
-        return self.module.get_submodule(name).weight.detach()  # type: ignore[union-attr, return-value]
+        module: Any = self.module.get_submodule(name)
+        return module.weight.detach()
 
     def run(self, at: int, x: torch.Tensor | None = None) -> torch.Tensor:
         """Run the block as it stands on a batch, by default on its state in the quantized stream."""
@@ -225,16 +231,26 @@ class Block:
         return [self.run(at, x) for at, x in enumerate(self.states if states is None else states)]
 
     def watch(
-        self, names: Sequence[str], take: Callable[[str, torch.Tensor], None], states: Sequence[torch.Tensor] | None = None
+        self,
+        names: Sequence[str],
+        take: Callable[[str, torch.Tensor], None],
+        states: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """Run all batches, and hand over what maps read: ``take(name, x)`` with x (N, I), without padding, after transforms."""
+        """Run all batches; ``take(name, x)`` gets what maps read (N, I), after transforms and without padding."""
         keep: torch.Tensor | None = None
+        last = [name for name in self.maps if name in names][-1]
+        calls = self.feed_of(last).calls
+        left = 0
 
         def enter(name: str) -> Callable:
             def hook(module: nn.Module, args: tuple) -> None:
+                nonlocal left
                 x = module.enter(args[0]) if isinstance(module, QuantLinear) else args[0]
                 rows = x.detach().reshape(-1, x.shape[-1])
                 take(name, rows if keep is None else rows[keep])
+                left -= name == last
+                if not left:
+                    raise _Stop  # what follows is of no use
 
             return hook
 
@@ -242,8 +258,9 @@ class Block:
             for name in names:
                 stack.callback(self.module.get_submodule(name).register_forward_pre_hook(enter(name)).remove)
             for at, x in enumerate(self.states if states is None else states):
-                keep = self.calls.keep[at]
-                self.run(at, x)
+                keep, left = self.calls.keep[at], calls
+                with suppress(_Stop):
+                    self.run(at, x)
 
     def hessians(self, names: Sequence[str], states: Sequence[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """Return ``(2/n) sum x x'`` (I, I), float32, of what maps read; maps of a feed share theirs.
@@ -253,7 +270,7 @@ class Block:
         BadInput
             What a map reads holds NaN or infinite numbers.
         """
-        leads = {}  # of each feed, the map that is watched
+        leads: dict[str, str] = {}  # of each feed, the map that is watched
         for name in names:
             feed = self.feed_of(name)
             same = [n for n in feed.maps if n in leads.values() and not self._turned(n) and not self._turned(name)]
@@ -329,6 +346,6 @@ def prove(before: torch.Tensor, after: torch.Tensor, what: str) -> None:
     limit = _TOLERANCE.get(before.dtype, 1e-2)
     if not apart <= limit:
         raise NotIdentity(
-            f"{what} changed the output by {apart:.2g} of its largest number, where rounding explains {limit:g}; this is "
-            "an error of the library: leave the move out, and report the model's structure"
+            f"{what} changed the output by {apart:.2g} of its largest number, where rounding explains {limit:g}: it is "
+            "no identity on this model; leave it out, and report the model's structure"
         )

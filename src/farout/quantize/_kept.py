@@ -40,8 +40,8 @@ class Kept:
             other = [name for name in run if before.get(name) != json.loads(json.dumps(run[name]))]
             if other:
                 raise BadInput(
-                    f"'{self.folder}' holds the blocks of another run: its {' and '.join(other)} differ; name another folder, "
-                    "or remove this one"
+                    f"'{self.folder}' holds the blocks of another run: its {' and '.join(other)} differ; name another "
+                    "folder, or remove this one"
                 )
         else:
             with writing(told) as path:
@@ -73,7 +73,11 @@ class Kept:
             maps = json.loads(file.metadata()["maps"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, told in maps.items():
-            _rebuild(block.own(name), told, {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")})
+            _rebuild(
+                block.own(name),
+                told,
+                {key[len(name) + 1 :]: t for key, t in tensors.items() if key.startswith(f"{name}.")},
+            )
         plain = {key: t for key, t in tensors.items() if not any(key.startswith(f"{name}.") for name in maps)}
         block.module.load_state_dict(plain, strict=False)
         return True
@@ -89,7 +93,7 @@ def _described(module: QuantLinear) -> dict[str, Any]:
     }
 
 
-def _rebuild(module: QuantLinear, told: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+def _rebuild(module: Any, told: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Make a map what it was."""
     like = module.weight
     tensors = {name: tensor.to(like.device) for name, tensor in tensors.items()}
@@ -100,7 +104,7 @@ def _rebuild(module: QuantLinear, told: dict[str, Any], tensors: dict[str, torch
         setattr(module, name, tensors.get(name))
 
     def part(kind: str, prefix: str, options: dict[str, Any]) -> nn.Module:
-        make: Callable[..., nn.Module] = PARTS[kind].restored  # type: ignore[attr-defined, assignment]
+        make: Callable[..., nn.Module] = PARTS[kind].restored  # type: ignore[attr-defined]
         return make(options, {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)})
 
     module.before = nn.ModuleList(part(kind, f"before.{i}.", {}) for i, kind in enumerate(told["before"]))

@@ -49,6 +49,8 @@ class Feed:
         Whether nobody but these maps reads the source.
     entry : bool
         Whether it is what enters the block.
+    calls : int
+        How often the last of the maps is called in a run of the block.
     """
 
     maps: tuple[str, ...]
@@ -59,10 +61,11 @@ class Feed:
     shifts: bool = False
     alone: bool = False
     entry: bool = False
+    calls: int = 1
 
     @property
     def after_norm(self) -> bool:
-        """Whether a norm gives what these maps read: one of this block or, where blocks end with norms, the one before."""
+        """Whether a norm gives what these maps read: one of this block, or the last one of the block before."""
         return self.norm or self.entry
 
     def at_maps(self, per_source: torch.Tensor) -> torch.Tensor:
@@ -70,7 +73,7 @@ class Feed:
         return per_source if self.index is None else per_source[self.index.to(per_source.device)]
 
     def at_source(self, per_map: torch.Tensor, how: str = "amax") -> torch.Tensor:
-        """Join numbers of the maps' channels (I,) by channel of the source (C,), by ``"amax"`` or ``"amin"`` or ``"mean"``."""
+        """Join numbers of the maps' channels (I,) by channel of the source (C,): ``"amax"``, ``"amin"``, ``"mean"``."""
         if self.index is None:
             return per_map
         index = self.index.to(per_map.device)
@@ -118,7 +121,7 @@ class _Lab:
         self.inputs, self.output = self.run({}, first=True)
 
     def run(self, changes: dict[str, Callable], undo: dict[str, Callable] | None = None, first: bool = False) -> Any:
-        """Run with outputs of modules changed, and inputs of maps changed back; return the maps' inputs and the output."""
+        """Run with outputs of modules changed, and inputs of maps changed back; return these inputs and the output."""
         seen: dict[str, torch.Tensor] = {}
         undo = undo or {}
 
@@ -135,6 +138,7 @@ class _Lab:
             return hook
 
         self.held: list[torch.Tensor] = []
+
         def begin(module: nn.Module, args: tuple, kwargs: dict) -> None:
             self.entry = first_tensor([*args, kwargs]).detach()  # type: ignore[union-attr]
 
@@ -155,7 +159,9 @@ class _Lab:
         groups: dict[int, list[str]] = {}
         for name in dict.fromkeys(self.order):
             groups.setdefault(self.tensors[name], []).append(name)
-        found = [Feed(tuple(maps), entry=self._enters(maps[0])) for maps in groups.values()]
+        found = [
+            Feed(tuple(maps), entry=self._enters(maps[0]), calls=self.order.count(maps[-1])) for maps in groups.values()
+        ]
         for source in (*self.norms, *self.order):  # maps last: the value map is nearer than the norm before it
             found = self._claimed(source, found)
         return found
@@ -193,7 +199,8 @@ class _Lab:
         alone = _close(output, self.output)
         own = torch.equal(index, torch.arange(len(s), device=index.device))
         maps = tuple(name for feed in feeds if feed in readers for name in feed.maps)
-        claimed = Feed(maps, source, source in self.norms, None if own else index, True, shifts, alone)
+        calls = self.order.count(maps[-1])
+        claimed = Feed(maps, source, source in self.norms, None if own else index, True, shifts, alone, calls=calls)
         rest = [feed for feed in feeds if feed not in readers]
         place = {name: i for i, name in enumerate(self.order)}
         return sorted([*rest, claimed], key=lambda feed: place[feed.maps[0]])

@@ -9,7 +9,8 @@ The paper claims OPT-175B and BLOOM-176B at 3 or 4 bits a weight in four GPU hou
 
 Differences from the official code (IST-DASLab/gptq):
 
-- Inputs are taken by descending Hessian diagonal, and groups keep the grid of the original weights, which the code has as
+- Inputs are taken by descending Hessian diagonal, and groups keep the grid of the original weights, which the code has
+as
   options; ``order=False`` is the paper's form.
 - A group's grid is never stale (the code reads weights that its running block has not updated yet).
 - The Hessian counts tokens, without padding; the code counts sequences. The factor cancels.
@@ -18,11 +19,15 @@ Differences from the official code (IST-DASLab/gptq):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from farout.cards import paper
 from farout.quantize._blocks import Block
-from farout.quantize.grid import Scheme
+from farout.quantize.grid import Grid, Scheme
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
+from farout.quantize.round._common import Rounded
 from farout.quantize.round.gptq import gptq
 
 __all__ = ["GPTQ"]
@@ -57,13 +62,8 @@ class GPTQ(Recipe):
     def block(self, block: Block, scheme: Scheme) -> None:
         """Quantize a block, the maps of a feed at a time, each on inputs that come from rounded maps."""
         for feed in block.feeds:
-            hessians = block.hessians(feed.maps)
-            round_weights(
-                block,
-                feed.maps,
-                scheme.weights,
-                lambda name, weight, grid: gptq(
-                    weight, hessians[name], grid, damping=self.damping, order=self.order  # noqa: B023
-                ),
-            )
+            round_weights(block, feed.maps, scheme.weights, partial(self._solve, block.hessians(feed.maps)))
             round_inputs(block, feed.maps, scheme.inputs)
+
+    def _solve(self, hessians: dict[str, torch.Tensor], name: str, weight: torch.Tensor, grid: Grid) -> Rounded:
+        return gptq(weight, hessians[name], grid, damping=self.damping, order=self.order)

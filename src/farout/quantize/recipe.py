@@ -1,15 +1,14 @@
 """From a model to the same model in fewer bits, block by block: what recipes are, and what runs them.
 
 A recipe is moves, then one rounding, then a grid. Its class stands in the file of its paper; its fields are the paper's
-hyper-parameters, and its JSON round-trips. The engine here finds blocks and feeds, keeps the calibration data on its way
-through them, hands the recipe one block at a time, measures what each map lost, and can go on where it was stopped.
+hyper-parameters, and its JSON round-trips. The engine here finds blocks and feeds, keeps the calibration data on its
+way through them, hands the recipe one block at a time, measures what each map lost, and can go on where it was stopped.
 
 Shape legend: B sequences, T tokens, N tokens of a batch, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -211,8 +210,8 @@ def quantize(
     Raises
     ------
     BadInput
-        The scheme is none that the recipe can do, the model is quantized already, calibration data are missing, too few or
-        not finite.
+        The scheme is none that the recipe can do, the model is quantized already, calibration data are missing, too few
+        or not finite.
     NothingMatched
         The model has no row of like blocks with linear maps.
     NotIdentity
@@ -232,10 +231,10 @@ def quantize(
     work = Work(model, blocks, batches, scheme, {}, forward, progress=progress)
     try:
         with torch.no_grad():
-            report("looking at the structure", 0.0)
+            report("structure", 0.0)
             work.feeds = _structure(work)
+            report("structure", 1.0)
             recipe.begin(work)
-            report("running the calibration data", 0.0)
             calls = Calls(model, blocks, batches, forward)
             errors, block_errors = _all_blocks(work, recipe, calls, kept, report)
     finally:
@@ -257,8 +256,8 @@ def _structure(work: Work) -> dict[str, list[Feed]]:
             after = calls.run(name, module, 0, state)
         if not bool(torch.isfinite(after).all()):
             raise BadInput(
-                f"'{name}' gives numbers that are not finite on the calibration data; look for them with farout inspect, "
-                "or work in float32 or bfloat16"
+                f"'{name}' gives numbers that are not finite on the calibration data; look for them with farout "
+                "inspect, or work in float32 or bfloat16"
             )
         state = after
     return found
@@ -271,10 +270,10 @@ def _all_blocks(
     errors: dict[str, float] = {}
     block_errors: dict[str, float] = {}
     states = calls.states
-    full = list(states) if recipe.both else None
-    first = walked = states[0]  # the first batch in the stream of the full model and of the quantized one, to measure by
+    full: list[torch.Tensor] | None = list(states) if recipe.both else None
+    first = walked = states[0]  # to measure by: the first batch in the full stream and in the quantized one
     for i, (name, module) in enumerate(work.blocks.items()):
-        report(f"block {i + 1} of {len(work.blocks)}", i / len(work.blocks))
+        report("quantizing", i / len(work.blocks))
         block = Block(name, i, module, calls, states, full, work.feeds[name])
         expected, first_after = _seen(block, first)
         if full is not None:
@@ -293,7 +292,7 @@ def _all_blocks(
         for at in range(len(states)):  # in place, so that there is one set of states and no second
             states[at] = onward[at] if onward is not None else block.run(at)
         full = block.targets
-    report("done", 1.0)
+    report("quantizing", 1.0)
     return errors, block_errors
 
 
@@ -307,7 +306,9 @@ def _seen(block: Block, state: torch.Tensor) -> tuple[dict[str, torch.Tensor], t
     with ExitStack() as stack:
         for name in block.maps:
             hook = leave(name)
-            handle = block.module.get_submodule(name).register_forward_hook(lambda m, a, o, hook=hook: (hook(m, a, o), None)[1])
+            handle = block.module.get_submodule(name).register_forward_hook(
+                lambda m, a, o, hook=hook: (hook(m, a, o), None)[1]
+            )
             stack.callback(handle.remove)
         return found, block.run(0, state)
 
@@ -360,4 +361,6 @@ def _check_batches(batches: Sequence[Any], recipe: Recipe, scheme: Scheme) -> No
     tokens = sum(B * T for B, T in (shape for shape in shapes if shape is not None))
     static = scheme.inputs is not None and not scheme.inputs.dynamic
     if (recipe.calibrated or static) and all(shapes) and tokens < FEWEST:
-        raise BadInput(f"calibration data hold {tokens} tokens, and {FEWEST} are needed at least; give more or longer texts")
+        raise BadInput(
+            f"calibration data hold {tokens} tokens, and {FEWEST} are needed at least; give more or longer texts"
+        )

@@ -1,7 +1,7 @@
 """Rounding to nearest, the recipe that every other one is measured against.
 
-No paper: weights go to the nearest number of their grid, whose range is that of the weights; inputs likewise. No data are
-needed but for static steps of inputs.
+No paper: weights go to the nearest number of their grid, whose range is that of the weights; inputs likewise. No data
+are needed but for static steps of inputs.
 """
 
 from __future__ import annotations

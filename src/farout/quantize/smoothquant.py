@@ -2,11 +2,11 @@
 
 Guangxuan Xiao, Ji Lin, Mickael Seznec, Hao Wu, Julien Demouth, Song Han, ICML 2023 (arXiv 2211.10438).
 
-Activations have outliers in a few channels and weights have none, so a share of each channel's range is moved from what a
-norm gives into the weights that read it: ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)``.
+Activations have outliers in a few channels and weights have none, so a share of each channel's range is moved from what
+a norm gives into the weights that read it: ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)``.
 
-The paper claims 8-bit weights and activations for models up to 530B parameters with negligible loss; WikiText-2 perplexity
-of Llama-2-7B 5.474 to 5.515.
+The paper claims 8-bit weights and activations for models up to 530B parameters with negligible loss; WikiText-2
+perplexity of Llama-2-7B 5.474 to 5.515.
 
 Differences from the official code (mit-han-lab/smoothquant): none in the scales. Maps that a norm feeds are found by
 experiment; where the norm's output has other readers (blocks that normalise after their sums), maps divide as they run.
@@ -62,7 +62,9 @@ def norm_fed(block: Block) -> list[Feed]:
     """
     found = [feed for feed in block.feeds if feed.after_norm]
     if not found:
-        raise NothingMatched("map that reads a norm", f"{block.name}.*", [f"{block.name}.{name}" for name in block.maps])
+        raise NothingMatched(
+            "map that reads a norm", f"{block.name}.*", [f"{block.name}.{name}" for name in block.maps]
+        )
     return found
 
 
@@ -74,8 +76,8 @@ def norm_fed(block: Block) -> list[Feed]:
     year=2023,
     kind="recipe",
     extra="llm",
-    claim="8-bit weights and activations up to 530B parameters with negligible loss; WikiText-2 perplexity of Llama-2-7B "
-    "5.474 to 5.515.",
+    claim="8-bit weights and activations up to 530B parameters with negligible loss; WikiText-2 perplexity of "
+    "Llama-2-7B 5.474 to 5.515.",
     differs="Maps that a norm feeds are found by experiment.",
 )
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Permute: put the channels that maps read into another order, at their source and in the columns of their weights.
 
-``X W' = (X P) (W P)'``. Channels with like ranges then stand in one group of a grid. The source must pass its channels one
-by one, so values that heads share are left alone.
+``X W' = (X P) (W P)'``. Channels with like ranges then stand in one group of a grid. The source must pass its channels
+one by one, so values that heads share are left alone.
 
 Shape legend: C channels of the source, which are those of the maps' input.
 """
@@ -61,7 +61,9 @@ def _partners(block: Block, feed: Feed) -> list[str]:
     source = str(feed.source)
     beside = block.feed_of(source).maps
     shape = block.weight(source).shape
-    return [name for name in beside if name != source and block.weight(name).shape == shape and _gates(block, name, feed)]
+    return [
+        name for name in beside if name != source and block.weight(name).shape == shape and _gates(block, name, feed)
+    ]
 
 
 def _gates(block: Block, name: str, feed: Feed) -> bool:
@@ -69,7 +71,7 @@ def _gates(block: Block, name: str, feed: Feed) -> bool:
     seen: list[torch.Tensor] = []
     block.watch(feed.maps[:1], lambda _, x: seen.append(x), block.states[:1])
     module = block.module.get_submodule(name)
-    channel = module.weight.shape[0] // 2  # type: ignore[union-attr, operator]
+    channel = block.weight(name).shape[0] // 2
 
     def change(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
         out = out.clone()

@@ -1,7 +1,7 @@
 """Scale: divide the channels that maps read by numbers, and multiply the columns of their weights by the same.
 
-``X W' = (X / s) (W diag(s))'``. Where the channels come from a norm or another map that nobody else reads, that module's
-gain, bias and rows are divided; else the maps divide their own input as they run.
+``X W' = (X / s) (W diag(s))'``. Where the channels come from a norm or another map that nobody else reads, that
+module's gain, bias and rows are divided; else the maps divide their own input as they run.
 
 Shape legend: C channels of the source, I channels of the maps' input.
 """

@@ -1,7 +1,7 @@
 """Shift: take numbers from the channels that maps read, and give ``W d`` to their biases.
 
-``X W' + b = (X - d) W' + (b + W d)``, with the weight as it stands. A norm or map with a bias that nobody else reads takes
-the shift into that bias; else the maps shift their own input as they run. Maps without a bias get one.
+``X W' + b = (X - d) W' + (b + W d)``, with the weight as it stands. A norm or map with a bias that nobody else reads
+takes the shift into that bias; else the maps shift their own input as they run. Maps without a bias get one.
 
 Shape legend: C channels of the source, I channels of the maps' input.
 """
