@@ -1,5 +1,7 @@
 """BoA and TurboBoA: the solver against its definition, Hessians of attention against formulas, recipes at work."""
 
+import copy
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -9,12 +11,16 @@ from naive import quantize_boa as naive
 torch = pytest.importorskip("torch")
 
 from farout.errors import BadInput, UnknownName  # noqa: E402
-from farout.quantize._attention_hessians import attention_hessians  # noqa: E402
+from farout.inside._attention import Products  # noqa: E402
+from farout.quantize import turboboa  # noqa: E402
+from farout.quantize._attention_hessians import attention_hessians, attention_maps  # noqa: E402
 from farout.quantize.grid import Grid, Steps  # noqa: E402
+from farout.quantize.recipe import quantize, recipe_of  # noqa: E402
 from farout.quantize.round import boa as solver  # noqa: E402
 from farout.quantize.round._search import searched_steps  # noqa: E402
 from farout.quantize.round.boa import boa  # noqa: E402
 from farout.quantize.round.gptq import gptq  # noqa: E402
+from farout.quantize.turboboa import TurboBoA  # noqa: E402
 
 ASYMMETRIC = Grid(3, rule="asymmetric")
 
@@ -396,6 +402,9 @@ def test_projections_that_are_one_map_are_told_apart():
     for word, start in zip("qkv", (0, 8, 16)):  # heads one after another, each its query, key and value
         assert found[word].rows.tolist() == [list(range(start + 24 * i, start + 24 * i + 8)) for i in range(3)]
     assert found["v"].hessian.shape == (3, 24, 24)
+    maps = {name: module for name, module in model.layers[0].named_modules() if isinstance(module, torch.nn.Linear)}
+    which = attention_maps(model, torch.randint(0, 50, (2, 7)), maps)
+    assert which == dict.fromkeys("qkv", "attention.query_key_value")
 
 
 def test_of_a_norm_of_queries_the_jacobian_at_the_tokens_counts():
@@ -431,3 +440,131 @@ def test_an_attention_that_is_not_seen_is_said_so():
         attention_hessians(model, [ids], query=model.layers[0].mlp.up_proj, key=layer.k_proj)
     with pytest.raises(BadInput, match="no batches"):
         attention_hessians(model, [], query=layer.q_proj, key=layer.k_proj)
+
+
+def test_errors_of_what_values_read_are_mixed_like_it():
+    model, layer = small_llama("sdpa")
+    ids = torch.randint(0, 50, (2, 7))
+    x = given({"v": layer.v_proj}, lambda: model(ids))["v"][0]
+    maps = {"query": layer.q_proj, "key": layer.k_proj, "value": layer.v_proj}
+    found = attention_hessians(model, [ids], **maps, full=lambda ids: 3 * torch.tensor(x))["v"]
+    torch.testing.assert_close(found.cross, 2 * found.hessian, rtol=1e-5, atol=1e-5)
+    assert attention_hessians(model, [ids], **maps)["v"].cross is None
+
+
+def small_model(kind="Llama", **changes):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = getattr(transformers, f"{kind}Config")(**sizes, vocab_size=50, **changes)
+    return getattr(transformers, f"{kind}Model")(config).eval()
+
+
+def with_correlated_heads(model, seed=0):
+    """Mix the channels of each head, so that they carry little but a few directions, as those of trained models do."""
+    draw = torch.Generator().manual_seed(seed)
+    for block in model.encoder.layer:
+        for one in (block.attention.self.query, block.attention.self.key):
+            heads = one.weight.data.unflatten(0, (-1, 8))
+            mix = torch.randn(len(heads), 8, 8, generator=draw) * torch.logspace(0, -1.5, 8)
+            one.weight.data = 3 * (mix @ heads).flatten(0, 1)
+    return model
+
+
+def batches(seed=0, count=4):
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 50, (4, 24), generator=draw) for _ in range(count)]
+
+
+def scores(model, ids):
+    """What heads make of queries and keys, of each product."""
+    found, kept = [], []
+    with torch.no_grad(), Products(lambda word, x: kept.append(x), lambda shape, make: None):
+        model(ids)
+    for q, k in zip(kept[::3], kept[1::3]):
+        found.append(q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT)
+    return found
+
+
+PLAIN = {"alpha": 0.0, "adaptive": False, "refine": 0}
+AS_GPTQ = {**PLAIN, "attention": False, "values": False}
+
+
+def test_the_recipe_without_all_it_adds_is_gptq():
+    model = small_model(num_key_value_heads=2)
+    for scheme in ("w3a16-asym", "w4a8g16"):
+        ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
+        quantize(ours, TurboBoA(**AS_GPTQ, search="minmax"), scheme, batches())
+        quantize(theirs, "gptq", scheme, batches())
+        for (name, one), other in zip(ours.named_parameters(), theirs.parameters()):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+
+
+def test_scores_change_less_than_with_gptq_and_with_each_addition():
+    model = with_correlated_heads(small_model("Bert"))
+    expected = scores(model, batches(9)[0])
+    ratios = []
+    for seed in range(2):
+        errors = []
+        for settings in (
+            AS_GPTQ,
+            {**PLAIN, "rows": 1},
+            {**PLAIN, "rows": 4},
+            {"rows": 4, "adaptive": False},
+            {"rows": 4},
+        ):
+            done = copy.deepcopy(model)
+            quantize(done, TurboBoA(**settings), "w2a16-asym", batches(seed))
+            got = scores(done, batches(9)[0])
+            errors.append(sum(float((x - y).square().sum()) for x, y in zip(got, expected)))
+        ratios.append(np.array(errors[1:]) / errors[0])
+    one, four, refined, turbo = np.mean(ratios, axis=0)
+    assert one < 0.75
+    assert four < 0.9
+    assert four > refined > turbo
+
+
+def test_the_cross_term_is_that_of_what_maps_read(monkeypatch):
+    model = small_model(num_key_value_heads=2)
+    done, seen = copy.deepcopy(model), []
+
+    def watched(weight, hessian_in, hessian_out, grid, **settings):
+        seen.append((hessian_in, settings["cross"]))
+        return boa(weight, hessian_in, hessian_out, grid, **settings)
+
+    monkeypatch.setattr(turboboa, "boa", watched)
+    data = batches()
+    quantize(done, TurboBoA(), "w3a16-asym", data)
+    hessian, cross = 0, 0  # of the last map: all before it is rounded when its turn comes
+    for ids in data:
+        full, x = (given({"down": one.layers[1].mlp.down_proj}, lambda one=one: one(ids)) for one in (model, done))  # noqa: B023
+        full, x = (one["down"][0].reshape(-1, 64) for one in (full, x))
+        hessian, cross = hessian + x.T @ x * 2 / 384, cross + (full - x).T @ x * 2 / 384
+    np.testing.assert_allclose(seen[-1][0], hessian, rtol=0, atol=1e-4 * np.abs(hessian).max())
+    np.testing.assert_allclose(seen[-1][1], cross, rtol=0, atol=1e-4 * np.abs(cross).max())
+    assert [len(h_in.shape) for h_in, _ in seen[:3]] == [2, 2, 3]  # values have one for each head
+    assert np.abs(cross).max() > 1e-3 * np.abs(hessian).max()
+
+
+@pytest.mark.parametrize("scheme", ["w3a16-asym", "w4a16g16", "fp8-tensor", "mxfp4a16", "nvfp4a16"])
+@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX", "Bert"])
+def test_weights_stand_on_their_grid(kind, scheme):
+    model = small_model(kind)
+    found = quantize(model, {"recipe": "turboboa", "rows": 4}, scheme, batches())
+    assert len(found.maps) == {"Llama": 14, "GPTNeoX": 8, "Bert": 12}[kind]
+    for module in found.maps.values():
+        rounded = module.rounded
+        on_grid = rounded.grid.rounded(rounded.weight, rounded.steps)
+        torch.testing.assert_close(on_grid, rounded.weight, rtol=0, atol=1e-6)
+    assert recipe_of(found.recipe) == TurboBoA(rows=4)
+
+
+def test_maps_without_an_attention_are_rounded_with_a_word_about_it():
+    block = lambda: torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Linear(16, 16))  # noqa: E731
+    model = torch.nn.Sequential(block(), block())
+    x = torch.randn(4, 64, 16)
+    with pytest.warns(UserWarning, match="no attention was seen in '0'"):
+        found = quantize(model, "turboboa", "w3a16", [x])
+    assert len(found.maps) == 2
+    with pytest.raises(BadInput, match="share steps of an input"):
+        TurboBoA().check(type("Scheme", (), {"weights": Grid(3, "input", 16)}))

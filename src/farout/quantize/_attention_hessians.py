@@ -19,7 +19,7 @@ inputs of a projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from farout.errors import BadInput
 from farout.inside._attention import Products
 from farout.quantize._linear import QuantLinear
 
-__all__ = ["HeadHessian", "attention_hessians"]
+__all__ = ["HeadHessian", "attention_hessians", "attention_maps"]
 
 
 @dataclass
@@ -45,10 +45,49 @@ class HeadHessian:
         Which outputs of the projection make each head.
     hessian : float32 tensor (heads, D, D) or (heads, I, I)
         Of the outputs in the order of ``rows``, for queries and keys; of the inputs, for values.
+    cross : float32 tensor (heads, I, I) or None
+        For values: the product of errors of the inputs with the inputs, mixed likewise.
     """
 
     rows: torch.Tensor
     hessian: torch.Tensor
+    cross: torch.Tensor | None = None
+
+
+def attention_maps(run: Callable[[Any], Any], batch: Any, maps: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Find by experiment which maps give an attention its queries, keys and values.
+
+    Parameters
+    ----------
+    run, batch
+        As for :func:`attention_hessians`.
+    maps : dict of str to Module
+        Linear maps, by name.
+
+    Returns
+    -------
+    dict
+        ``"q"``, ``"k"`` and ``"v"`` to a name; empty where no product of attention is seen, or an operand of the first
+        is not made by one map alone.
+
+    Examples
+    --------
+    >>> q, kv = nn.Linear(6, 4), nn.Linear(6, 8)
+    >>> heads = lambda x: x.unflatten(-1, (2, 2)).transpose(1, 2)
+    >>> run = lambda x: functional.scaled_dot_product_attention(heads(q(x)), *map(heads, kv(x).chunk(2, -1)))
+    >>> attention_maps(run, torch.randn(1, 5, 6), {"query": q, "both": kv, "idle": nn.Linear(6, 6)})
+    {'q': 'query', 'k': 'both', 'v': 'both'}
+    """
+    products, leaves, _ = _watched(run, batch, maps)
+    if not products:
+        return {}
+    found = {}
+    for word in "qkv":
+        makers = [name for name, leaf in leaves.items() if _depends(getattr(products[0], word), leaf)]
+        if len(makers) != 1:
+            return {}
+        found[word] = makers[0]
+    return found
 
 
 def attention_hessians(
@@ -59,6 +98,7 @@ def attention_hessians(
     key: nn.Module,
     value: nn.Module | None = None,
     keep: Sequence[torch.Tensor | None] | None = None,
+    full: Callable[[Any], torch.Tensor] | None = None,
 ) -> dict[str, HeadHessian]:
     """Find the Hessians of an attention's projections while it runs.
 
@@ -71,13 +111,15 @@ def attention_hessians(
         Projections (B, T, I) to (B, T, C); the same one where they are one. Without ``value``, nothing is said of it.
     keep : list of bool tensor (B, T) or (B T,) or None, optional
         Which tokens of each batch are no padding.
+    full : callable, optional
+        ``full(batch)``, what ``value`` reads (B, T, I) in the full model, for ``cross``.
 
     Returns
     -------
     dict
         ``"q"`` and ``"k"``: ``(2/n) sum over tokens t of J_t' C J_t``, where ``C`` is ``K'K`` of the keys that the head
         sees for queries, and the sum of ``Q'Q`` over the heads that share it for a key. With ``value``, ``"v"``:
-        ``(2/n) (A X)' A X``, summed likewise.
+        ``(2/n) (A X)' A X``, summed likewise, and ``(2/n) (A (X_full - X))' A X``.
 
     Raises
     ------
@@ -103,19 +145,22 @@ def attention_hessians(
     sums: dict[str, Any] = {}
     rows: dict[str, torch.Tensor] = {}
     tokens = 0
+    named = {"q": query, "k": key} | ({} if value is None else {"v": value})
     for place, batch in enumerate(batches):
-        seen = _watched(run, batch, query, key, value)
+        seen = _Seen.of(run, batch, named)
         B, T = seen.leaves["q"].shape[:2]
         mask = None if keep is None else keep[place]
         kept = torch.ones(B, T, device=seen.q.device) if mask is None else mask.to(seen.q.device).float().view(B, T)
-        if not rows:
-            rows = {word: seen.rows(word) for word in ("q", "k", *(("v",) if value is not None else ()))}
-        found = _of_batch(seen, rows, kept)
+        rows = rows or {word: seen.rows(word) for word in named}
+        found = _of_scores(seen, rows, kept)
+        if value is not None:
+            found |= _of_values(seen, rows["v"], kept.bool(), None if full is None else full(batch))
         sums = {word: sums.get(word, 0) + one for word, one in found.items()}
         tokens += int(kept.sum())
     if not sums:
         raise BadInput("there are no batches to watch the attention with: give at least one")
-    return {word: HeadHessian(_distinct(rows[word])[0], 2 / tokens * one) for word, one in sums.items()}
+    sums = {word: 2 / tokens * one for word, one in sums.items()}
+    return {word: HeadHessian(_distinct(rows[word])[0], sums[word], sums.get(f"{word} cross")) for word in named}
 
 
 class _Watch(Products):
@@ -169,10 +214,22 @@ class _Product:
 class _Seen:
     """A product, and the projections' outputs that it was made from."""
 
-    def __init__(self, product: _Product, leaves: dict[str, torch.Tensor], inputs: torch.Tensor | None) -> None:
+    def __init__(self, product: _Product, leaves: Mapping[str, torch.Tensor], inputs: torch.Tensor | None) -> None:
         B = len(leaves["q"])
         self.q, self.k, self.v = (_four(x, B) for x in (product.q, product.k, product.v))
         self.mix, self.leaves, self.inputs = product.mix, leaves, inputs
+
+    @classmethod
+    def of(cls, run: Any, batch: Any, named: Mapping[str, nn.Module]) -> _Seen:
+        """Run a batch, and find the product that projections make."""
+        products, leaves, inputs = _watched(run, batch, named)
+        for product in products:
+            if len(leaves) == len(named) and all(_depends(getattr(product, w), leaf) for w, leaf in leaves.items()):
+                return cls(product, leaves, inputs.get("v"))
+        raise BadInput(
+            f"{len(products)} products of attention were seen, none of which depends on the projections "
+            "that were named: quantize this attention without Hessians of its heads"
+        )
 
     def back(self, word: str, cotangent: torch.Tensor) -> torch.Tensor:
         """Apply the transposed Jacobian: from an operand (B, heads, T, D) to the projection (B, T, C), in float32."""
@@ -199,35 +256,27 @@ class _Seen:
         return torch.stack(found)
 
 
-def _watched(run: Any, batch: Any, query: nn.Module, key: nn.Module, value: nn.Module | None) -> _Seen:
-    """Run a batch, with the projections' outputs as leaves of autograd, and find the product that they make."""
+def _watched(
+    run: Any, batch: Any, maps: Mapping[str, nn.Module]
+) -> tuple[list[_Product], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Run a batch with the outputs of maps as leaves of autograd; return products, these, and what the maps read."""
     leaves: dict[int, torch.Tensor] = {}
-    inputs: list[torch.Tensor] = []
+    inputs: dict[int, torch.Tensor] = {}
 
     def leaf(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        x = args[0].detach()
+        inputs[id(module)] = module.enter(x) if isinstance(module, QuantLinear) else x
         leaves[id(module)] = out.detach().requires_grad_()
         return leaves[id(module)]
 
-    def enter(module: nn.Module, args: Any) -> None:
-        x = args[0].detach()
-        inputs.append(module.enter(x) if isinstance(module, QuantLinear) else x)
-
     with ExitStack() as stack:
-        for module in {id(one): one for one in (query, key, value) if one is not None}.values():
+        for module in {id(one): one for one in maps.values()}.values():
             stack.callback(module.register_forward_hook(leaf).remove)
-        if value is not None:
-            stack.callback(value.register_forward_pre_hook(enter).remove)
         watch = stack.enter_context(_Watch())
         stack.enter_context(torch.enable_grad())
         run(batch)
-    named = {word: leaves.get(id(module)) for word, module in zip("qkv", (query, key, value)) if module is not None}
-    for product in watch.products:
-        if all(leaf is not None and _depends(getattr(product, word), leaf) for word, leaf in named.items()):
-            return _Seen(product, named, inputs[0] if inputs else None)  # type: ignore[arg-type]
-    raise BadInput(
-        f"{len(watch.products)} products of attention were seen, none of which depends on the projections that were "
-        "named: quantize this attention without Hessians of its heads"
-    )
+    by_name = [{n: found[id(m)] for n, m in maps.items() if id(m) in found} for found in (leaves, inputs)]
+    return watch.products, by_name[0], by_name[1]
 
 
 def _depends(operand: torch.Tensor, leaf: torch.Tensor) -> bool:
@@ -238,29 +287,37 @@ def _depends(operand: torch.Tensor, leaf: torch.Tensor) -> bool:
     return found[0] is not None
 
 
-def _of_batch(seen: _Seen, rows: dict[str, torch.Tensor], kept_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sum the Hessians over the tokens of a batch."""
+def _of_scores(seen: _Seen, rows: dict[str, torch.Tensor], kept_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sum the Hessians of queries and keys over the tokens of a batch."""
     keep = kept_BT[:, None, :, None]
     q, k = (x.detach().float() * keep for x in (seen.q, seen.k))
     share = q.shape[1] // k.shape[1]
     own, shared, first = _distinct(rows["k"])  # which head of keys each head of the operand is
     of_query = shared.repeat_interleave(share)
-    found = {"q": _summed(seen, "q", k.repeat_interleave(share, 1), rows["q"], range(q.shape[1]), keep)}
     group = torch.stack([(of_query == head).nonzero()[:, 0] for head in range(len(own))])
     together = q[:, group].flatten(2, 3)  # the queries of a key one after another (B, G, heads T, D)
-    found["k"] = _summed(seen, "k", together, own, first, keep)
-    if "v" in rows:
-        assert seen.inputs is not None
-        own, shared, _ = _distinct(rows["v"])
-        of_query = shared.repeat_interleave(q.shape[1] // seen.v.shape[1])
-        x = seen.inputs.float()
-        total = x.new_zeros(len(own), x.shape[-1], x.shape[-1])
-        with torch.no_grad():
-            for head, owner in enumerate(of_query.tolist()):
-                mixed = seen.mix(x, head)[kept_BT.bool()]
-                total[owner] += mixed.mT @ mixed
-        found["v"] = total
-    return found
+    return {
+        "q": _summed(seen, "q", k.repeat_interleave(share, 1), rows["q"], range(q.shape[1]), keep),
+        "k": _summed(seen, "k", together, own, first, keep),
+    }
+
+
+def _of_values(
+    seen: _Seen, rows: torch.Tensor, kept_BT: torch.Tensor, full: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Sum the Hessians of what values read, as heads mix it, over the tokens of a batch."""
+    assert seen.inputs is not None
+    own, shared, _ = _distinct(rows)
+    of_query = shared.repeat_interleave(seen.q.shape[1] // seen.v.shape[1])
+    x = seen.inputs.float()
+    total, cross = (x.new_zeros(len(own), x.shape[-1], x.shape[-1]) for _ in range(2))
+    with torch.no_grad():
+        for head, owner in enumerate(of_query.tolist()):
+            mixed = seen.mix(x, head)[kept_BT]
+            total[owner] += mixed.mT @ mixed
+            if full is not None:
+                cross[owner] += seen.mix(full.to(x) - x, head)[kept_BT].mT @ mixed
+    return {"v": total} | ({} if full is None else {"v cross": cross})
 
 
 def _summed(

@@ -18,10 +18,12 @@ __all__ = ["SEARCHES", "searched_steps"]
 SEARCHES = ("hessian", "mse", "minmax")
 SHRINKS = 80  # ranges are tried at 1, 0.99, ..., 0.21 of their size
 FIRST = 8  # every so many of them come first
-LOOKS = (8, 4, 2, 1)  # shares of the columns of L after which candidates are dropped
+LOOKS = (8, 4, 2, 1)  # shares of the columns of L after which a CPU drops candidates
 POWER = 2.4  # of errors, for "mse"
-HELD = {"cpu": 1 << 19}  # numbers at a time: few enough for a cache
-MOST_HELD = 1 << 26
+HELD = 1 << 19  # numbers of candidates at a time: few enough for a CPU's cache
+MOST_HELD = 1 << 26  # on a GPU
+
+Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of what values are off, and of the best so far
 
 
 def searched_steps(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, search: str = "hessian") -> Steps:
@@ -58,7 +60,7 @@ def searched_steps(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, sear
         raise UnknownName("search of steps", search, SEARCHES)
     if search == "minmax":
         return grid.steps(weight)
-    errors: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    errors: Errors
     if search == "mse":
         errors = _powers
     elif grid.per == "group":
@@ -66,30 +68,44 @@ def searched_steps(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, sear
     else:
         order = hessian.diagonal().argsort(descending=True)  # so that the first columns of L tell most
         weight, errors = weight[:, order], _Pruned(cholesky(hessian[order][:, order], 0.0).lower)
-    rows = max(1, HELD.get(weight.device.type, MOST_HELD) // (SHRINKS // FIRST * weight.shape[1]))
-    found = [_best(part, grid, errors) for part in weight.split(rows)]
+    if weight.device.type != "cpu":
+        return _best(weight, grid, errors, MOST_HELD)
+    rows = max(1, HELD // (SHRINKS // FIRST * weight.shape[1]))
+    found = [_best(part, grid, errors, HELD) for part in weight.split(rows)]
     zeros = [one.zero for one in found if one.zero is not None]
     return Steps(torch.cat([one.scale for one in found]), torch.cat(zeros) if zeros else None)
 
 
-def _best(weight: torch.Tensor, grid: Grid, errors: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Steps:
-    """Return the steps with the least error, of rows whose candidates are held at once, a tenth at a time."""
+def _best(weight: torch.Tensor, grid: Grid, errors: Errors, held: int) -> Steps:
+    """Return the steps with the least error, with so many numbers of candidates held at a time."""
     v = grid.view(weight)
-    low, high = v.amin(-1, keepdim=True), v.amax(-1, keepdim=True)
-    best = torch.full_like(low, torch.inf)
-    scale, zero = torch.ones_like(low), None if grid.symmetric else torch.zeros_like(low)
-    shrinks = (1 - torch.arange(SHRINKS, device=v.device) / 100).to(v).view(-1, *[1] * v.ndim)
-    first = torch.arange(SHRINKS, device=v.device) % FIRST == 0
-    for some in (shrinks[first], *shrinks[~first].split(SHRINKS // FIRST)):
-        steps = grid.steps_between(some * low, some * high)
-        for tried in _zeros(grid, some * low, steps):
-            least, place = errors(_off(grid, v, Steps(steps.scale, tried)), best).min(0)
-            better = least < best
-            best = torch.where(better, least, best)
-            scale = torch.where(better, steps.scale.take_along_dim(place[None], 0)[0], scale)
-            if zero is not None and tried is not None:
-                zero = torch.where(better, tried.take_along_dim(place[None], 0)[0], zero)
-    return Steps(scale, zero)
+    scale, zero = _candidates(grid, v)
+    best = torch.full_like(scale[0], torch.inf)
+    found, found_zero = scale[0], None if zero is None else zero[0]
+    for some in torch.arange(len(scale), device=v.device).split(max(1, held // v.numel())):
+        tried, tried_zero = scale[some], None if zero is None else zero[some]
+        least, place = errors(_off(grid, v, Steps(tried, tried_zero)), best).min(0)
+        better = least < best
+        best = torch.where(better, least, best)
+        found = torch.where(better, tried.take_along_dim(place[None], 0)[0], found)
+        if tried_zero is not None and found_zero is not None:
+            found_zero = torch.where(better, tried_zero.take_along_dim(place[None], 0)[0], found_zero)
+    return Steps(found, found_zero)
+
+
+def _candidates(grid: Grid, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return scales and zero points (c, ..., 1) to try, for values that share a step along the last axis."""
+    places = torch.arange(SHRINKS, device=v.device)
+    places = torch.cat([places[places % FIRST == 0], places[places % FIRST != 0]])
+    shrinks = (1 - places.to(v) / 100).view(-1, *[1] * v.ndim)
+    low, high = shrinks * v.amin(-1, keepdim=True), shrinks * v.amax(-1, keepdim=True)
+    steps = grid.steps_between(low, high)
+    if steps.zero is None:
+        return steps.scale, None
+    exact = -low / steps.scale
+    if grid.rule != "free":
+        exact = exact.clamp(*grid.ends)
+    return steps.scale.repeat_interleave(2, 0), torch.stack([exact.floor(), exact.ceil()], 1).flatten(0, 1)
 
 
 def _off(grid: Grid, v: torch.Tensor, steps: Steps) -> torch.Tensor:
@@ -102,22 +118,12 @@ def _off(grid: Grid, v: torch.Tensor, steps: Steps) -> torch.Tensor:
     return off.sub_(off.round().clamp_(low - zero, high - zero)).mul_(steps.scale)
 
 
-def _zeros(grid: Grid, low: torch.Tensor, steps: Steps) -> list[torch.Tensor | None]:
-    """Return the zero points to try: below and above the exact one."""
-    if steps.zero is None:
-        return [None]
-    exact = -low / steps.scale
-    if grid.rule != "free":
-        exact = exact.clamp(*grid.ends)
-    return [exact.floor(), exact.ceil()]
-
-
 def _powers(e: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     """Return the sum of the powers 2.4 of errors, with a last axis of 1."""
     return e.abs().pow(POWER).sum(-1, keepdim=True)
 
 
-def _of_groups(hessian: torch.Tensor, group: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _of_groups(hessian: torch.Tensor, group: int) -> Errors:
     """Return what weighs errors (c, O, groups, group) by blocks on a diagonal, with a last axis of 1."""
     n = len(hessian) // group
     blocks = hessian.view(n, group, n, group).diagonal(dim1=0, dim2=2)  # (group, group, n)
@@ -125,12 +131,14 @@ def _of_groups(hessian: torch.Tensor, group: int) -> Callable[[torch.Tensor, tor
 
 
 class _Pruned:
-    """What weighs errors (c, O, I) by ``L L'``, with a last axis of 1; infinite where not below ``best`` (O, 1)."""
+    """What weighs errors (c, O, I) by ``L L'``, with a last axis of 1; or infinite where not below ``best`` (O, 1)."""
 
     def __init__(self, lower: torch.Tensor) -> None:
         self.lower = lower
 
     def __call__(self, e: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+        if e.device.type != "cpu":  # where to pick what is left takes longer than to multiply all
+            return (e @ self.lower).square().sum(-1, keepdim=True)
         found = torch.full_like(e[..., 0], torch.inf)
         e, bound = e.flatten(0, 1), best.expand(*e.shape[:2], 1).reshape(-1)
         start = 0

@@ -19,7 +19,7 @@ import torch
 
 from farout.errors import BadInput, UnknownName
 from farout.quantize.grid import Grid, Steps
-from farout.quantize.round._common import Rounded, checked_hessian, checked_weight, cholesky
+from farout.quantize.round._common import TRIES, Rounded, checked_weight
 from farout.quantize.round._search import SEARCHES, searched_steps
 from farout.quantize.round.gptq import factored, gptq
 
@@ -134,7 +134,7 @@ def boa(
     order_hd = torch.arange(len(weight), device=weight.device)[None]
     if hessian_out is not None:
         H_out, U, order_hd = _of_outputs(hessian_out.to(weight), damping, order_rows)
-        lift = None if R is None else torch.linalg.solve(H_in, R.mT).mT  # R H_in^-1
+        lift = None if R is None else torch.cholesky_solve(R.mT, torch.linalg.cholesky(H_in)).mT  # R H_in^-1
     else:
         rows = len(weight)  # without a Hessian of outputs rows do not meet
     now_hdI = weight[order_hd]
@@ -225,20 +225,26 @@ def _damped(hessian: torch.Tensor, dead: torch.Tensor, damping: float) -> torch.
 def _of_outputs(hessian: torch.Tensor, damping: float, order_rows: bool) -> tuple[torch.Tensor, ...]:
     """Return damped Hessians (h, d, d); ``U`` with ``H^-1 = U'U`` in the order of rows; this order among all rows."""
     h, d = hessian.shape[:2]
-    order = torch.arange(d, device=hessian.device).repeat(h, 1)
-    if order_rows:
-        order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    eye = torch.eye(d).to(hessian)
-    damped, upper = [], []
-    for one, places in zip(hessian, order.flip(1)):
-        one = checked_hessian(one)
-        if not bool(one.any()):  # nothing ever listens to this head
-            one = eye
-        found = cholesky(one[places][:, places], damping)
-        upper.append(found.lower.flip(0, 1))  # M, upper triangular, with H = M M'; so U = M^-1
-        damped.append(one + found.damping * one.diagonal().mean() * eye)
-    U = torch.linalg.solve_triangular(torch.stack(upper), eye.expand_as(hessian), upper=True)
-    return torch.stack(damped), U, order + d * torch.arange(h, device=order.device)[:, None]
+    own, eye = torch.arange(d, device=hessian.device).repeat(h, 1), torch.eye(d).to(hessian)
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True) if order_rows else own
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    unheard = mean == 0  # heads that nothing ever listens to
+    hessian, mean = torch.where(unheard, eye, hessian), torch.where(unheard, 1.0, mean)
+    share = torch.full_like(mean, damping)
+    for _ in range(TRIES):
+        damped = hessian + share * mean * eye
+        back = order.flip(1)
+        turned = damped.take_along_dim(back[:, :, None], 1).take_along_dim(back[:, None], 2)
+        lower, info = torch.linalg.cholesky_ex(turned)
+        if not bool(info.any()):
+            M = lower.flip(1, 2)  # upper triangular, with H = M M'; so U = M^-1
+            U = torch.linalg.solve_triangular(M, eye.expand_as(M), upper=True)
+            return damped, U, order + d * torch.arange(h, device=order.device)[:, None]
+        share = torch.where(info[:, None, None] > 0, (10 * share).clamp(min=1e-6), share)
+    raise BadInput(
+        f"the Hessian of outputs of head {int(info.nonzero()[0])} is not positive definite, however much is added to "
+        "its diagonal; is it finite, and a sum of k k'?"
+    )
 
 
 def _refined(
