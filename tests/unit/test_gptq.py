@@ -242,6 +242,7 @@ def test_maps_with_the_same_inputs_share_a_factor():
     factor = factored(hessian, damping=0.05)
     for one in (weight, other):
         assert torch.equal(gptq(one, factor, Grid(3)).weight, gptq(one, hessian, Grid(3), damping=0.05).weight)
+        assert gptq(one.float(), factor, Grid(3)).weight.dtype == torch.float64
 
 
 def test_the_unit_of_the_hessian_does_not_matter_and_nothing_is_changed():
@@ -309,6 +310,9 @@ def test_searched_ranges_round_no_worse_than_whole_ones(grid):
         if grid.kind == "int":
             assert after.sum() < 0.99 * before.sum()
         torch.testing.assert_close(grid.rounded(weight, clipped.steps), clipped.weight)
+        if grid.kind == "nvfp4":  # all groups keep one global scale
+            local = clipped.steps.scale * clipped.steps.global_scale
+            torch.testing.assert_close(local, local.to(torch.float8_e4m3fn).double(), rtol=1e-9, atol=0)
 
 
 def test_searched_ranges_are_the_best_of_eighty():
@@ -360,6 +364,29 @@ def test_the_kernel_rounds_as_torch_does(grid, crossed):
                 other[start:stop] = one[start:stop]
         for one in (here, there):
             one.correct(start, stop)
+
+
+@KERNEL
+@pytest.mark.parametrize("fault", ["fails", "differ"])
+def test_a_kernel_that_is_not_right_is_not_used(fault, monkeypatch):
+    from farout.quantize.round import _gptq_kernel
+    from farout.quantize.round import gptq as module
+
+    def wrong(columns, start, stop):
+        if fault == "fails":
+            raise RuntimeError("it fails here")
+        columns.values[start:stop] = 1.0
+
+    weight, hessian = (one.float().cuda() for one in problem(21))
+    expected = gptq(weight, hessian, Grid(3)).weight
+    monkeypatch.setattr(_gptq_kernel, "round_block", wrong)
+    module._sound.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=f"the GPU kernel of GPTQ is not used, since .* {fault}"):
+            found = gptq(weight, hessian, Grid(3)).weight
+    finally:
+        module._sound.cache_clear()
+    assert (found - expected).abs().gt(1e-4).float().mean() < 0.02
 
 
 @KERNEL

@@ -170,7 +170,8 @@ def gptq(
     Returns
     -------
     Rounded
-        In float32, or in float64 where the weight is. Columns of inputs that were never used are rounded zeros.
+        In float32, or in float64 where the weight is, or as a factor that is given. Columns of inputs that were never
+        used are rounded zeros.
 
     Raises
     ------
@@ -192,7 +193,7 @@ def gptq(
         factor = factored(hessian.to(weight), damping=damping, order=order, cross=cross)  # type: ignore[union-attr]
     if len(factor.order) != weight.shape[1]:
         raise BadInput(f"a Hessian of {len(factor.order)} inputs does not fit a weight {tuple(weight.shape)}")
-    work = Columns.of(weight, factor, grid, static_groups, steps)
+    work = Columns.of(weight.to(factor.pull), factor, grid, static_groups, steps)
     block = work.fitting(block)
     kernel = _kernel(work)
     for start in range(0, len(factor.order), block):
