@@ -28,7 +28,7 @@ from farout.quantize._blocks import Block
 from farout.quantize.grid import Grid, Scheme
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round._common import Rounded
-from farout.quantize.round.gptq import gptq
+from farout.quantize.round.gptq import Factor, factored, gptq
 
 __all__ = ["GPTQ"]
 
@@ -62,8 +62,11 @@ class GPTQ(Recipe):
     def block(self, block: Block, scheme: Scheme) -> None:
         """Quantize a block, the maps of a feed at a time, each on inputs that come from rounded maps."""
         for feed in block.feeds:
-            round_weights(block, feed.maps, scheme.weights, partial(self._solve, block.hessians(feed.maps)))
+            hessians = block.hessians(feed.maps)
+            factors = {id(one): factored(one, damping=self.damping, order=self.order) for one in hessians.values()}
+            own = {name: factors[id(one)] for name, one in hessians.items()}  # maps of a feed share theirs
+            round_weights(block, feed.maps, scheme.weights, partial(self._solve, own))
             round_inputs(block, feed.maps, scheme.inputs)
 
-    def _solve(self, hessians: dict[str, torch.Tensor], name: str, weight: torch.Tensor, grid: Grid) -> Rounded:
-        return gptq(weight, hessians[name], grid, damping=self.damping, order=self.order)
+    def _solve(self, factors: dict[str, Factor], name: str, weight: torch.Tensor, grid: Grid) -> Rounded:
+        return gptq(weight, factors[name], grid)
