@@ -1,8 +1,8 @@
 """A linear map with rounded numbers, and what may stand before it.
 
 ``y = r(t(x)) W' + b``: transforms ``t`` (the part of an exact rewrite that could not be folded into an earlier module),
-then the rounding ``r`` of the input, then a weight that stands on its grid. The weight is kept as plain numbers, exactly
-``scale * (code - zero)``, so codes can be had back whenever they are to be packed.
+then the rounding ``r`` of the input, then a weight that stands on its grid. The weight is kept as plain numbers,
+exactly ``scale * (code - zero)``, so codes can be had back whenever they are to be packed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from farout.kit.hadamard import transform
 from farout.quantize.grid import Grid, Steps
 from farout.quantize.round._common import Rounded
 
@@ -64,20 +65,37 @@ class Shift(nn.Module):
 
 @part
 class Rotate(nn.Module):
-    """Turn channels by an orthogonal matrix ``R`` (k, k), in blocks of its size, after signs ``D`` (I,): ``x D R``."""
+    """Turn channels by signs ``D`` and orthonormal Hadamard matrices ``H`` in blocks: ``x D H``, or back ``x H' D``.
 
-    def __init__(self, matrix: torch.Tensor, signs: torch.Tensor) -> None:
+    Parameters
+    ----------
+    order, across : int
+        Size of a block, and how far apart its channels are: see :func:`farout.kit.hadamard.transform`.
+    signs : tensor (I,), optional
+    back : bool
+        Whether it is undone.
+    """
+
+    def __init__(self, order: int, across: int = 1, signs: torch.Tensor | None = None, back: bool = False) -> None:
         super().__init__()
-        self.register_buffer("matrix", matrix)
+        self.order, self.across, self.back = order, across, back
+        self.register_buffer("blocks", torch.tensor([order, across, int(back)]))  # for `restored`
         self.register_buffer("signs", signs)
 
     @classmethod
     def restored(cls, options: Any, tensors: dict[str, torch.Tensor]) -> Rotate:
         """Make it again."""
-        return cls(**tensors)
+        order, across, back = tensors["blocks"].tolist()
+        return cls(order, across, tensors.get("signs"), bool(back))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ((x * self.signs).unflatten(-1, (-1, len(self.matrix))) @ self.matrix).flatten(-2)
+        signs: Any = 1 if self.signs is None else self.signs.to(x.dtype)
+        if self.back:
+            return transform(x, self.order, across=self.across, back=True) * signs
+        return transform(x * signs, self.order, across=self.across)
+
+    def extra_repr(self) -> str:
+        return f"{self.order}, across={self.across}, signs={self.signs is not None}, back={self.back}"
 
 
 @part
@@ -158,8 +176,8 @@ class QuantLinear(nn.Module):
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the product sees but for rounding."""
-        for transform in self.before:
-            x = transform(x)
+        for part in self.before:
+            x = part(x)
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -175,4 +193,3 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.grid or 'plain'}"
-
