@@ -155,6 +155,7 @@ def _stored(steps: Steps, grid: Grid, dtype: torch.dtype) -> dict[str, torch.Ten
     shape = (1,) if grid.per == "tensor" else steps.scale.shape[:-1] if grid.group else steps.scale.shape
     if grid.kind == "nvfp4":
         whole = _global_scale(steps)
+        assert whole is not None  # or else it is unheld
         local = e4m3(steps.scale * whole)
         return {
             "weight_scale": local.reshape(shape),

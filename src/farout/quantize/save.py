@@ -124,13 +124,15 @@ def save_checkpoint(
     for name in maps:
         if name not in names:
             raise NothingMatched("linear map", name, names)
-    saved, parts = Saved(folder), {}
+    saved = Saved(folder)
+    parts: dict[str, Packed] = {}
     state = _state(model, maps, saved, parts)
     untied = _tie(plain, state, parts)
     _check_state(plain, state, parts)
     state |= {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.tensors.items()}
     with _whole(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=state, max_shard_size=SHARD)
+        one: Any = model
+        one.save_pretrained(temporary, state_dict=state, max_shard_size=SHARD)
         small = any(part.scheme["format"] in BFLOAT16 for part in parts.values())
         _configure(temporary / "config.json", _quantization(names, parts, ignore), untied, small)
         if tokenizer is not None:
