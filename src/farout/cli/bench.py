@@ -16,9 +16,11 @@ SUITES = {
     "macrodata": (*TABLES, "protocol"),
     "mad_bench": (*TABLES, "files"),
     "perplexity": ("model", "texts", "length", "windows"),
+    "quantize": ("model", "texts", "length", "windows", "recipes", "schemes", "data", "samples"),
 }
-LISTS = ("methods", "sets", "texts")  # separated by commas
-OF_TABLES, OF_MODELS = "Options of adbench, macrodata and mad_bench", "Options of perplexity"
+LISTS = ("methods", "sets", "texts", "recipes", "schemes")  # separated by commas
+OF_TABLES, OF_MODELS = "Options of adbench, macrodata and mad_bench", "Options of perplexity and quantize"
+OF_QUANTIZE = "Options of quantize"
 
 
 def add(app: typer.Typer) -> None:
@@ -85,6 +87,26 @@ def bench(
         int | None,
         typer.Option(help="So many, spread over each text (default: all).", rich_help_panel=OF_MODELS),
     ] = None,
+    recipes: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas, with parameters after colons, as in smoothquant:alpha=0.8 (default: all).",
+            rich_help_panel=OF_QUANTIZE,
+        ),
+    ] = None,
+    schemes: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas (default: w8a8,w4a16g128,w3a16g128,w4a8,w4a4).", rich_help_panel=OF_QUANTIZE
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Text to calibrate with (default: classics-valid).", rich_help_panel=OF_QUANTIZE),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Windows of it (default: 128).", rich_help_panel=OF_QUANTIZE)
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table and page.")] = Path("out"),
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -106,6 +128,10 @@ def bench(
         "texts": texts,
         "length": length,
         "windows": windows,
+        "recipes": recipes,
+        "schemes": schemes,
+        "data": data,
+        "samples": samples,
     }
     given = {name: value for name, value in every.items() if value is not None and value != []}
     for name in given:

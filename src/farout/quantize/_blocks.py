@@ -262,6 +262,22 @@ class Block:
                 with suppress(_Stop):
                     self.run(at, x)
 
+    def watch_batch(self, name: str, at: int, take: Callable[[torch.Tensor], None]) -> None:
+        """Run one batch; ``take(x)`` gets what a map reads (N, I), padding included, after transforms."""
+        module = self.module.get_submodule(name)
+
+        def enter(module: nn.Module, args: tuple) -> None:
+            x = module.enter(args[0]) if isinstance(module, QuantLinear) else args[0]
+            take(x.detach().reshape(-1, x.shape[-1]))
+            raise _Stop
+
+        hook = module.register_forward_pre_hook(enter)
+        try:
+            with suppress(_Stop):
+                self.run(at)
+        finally:
+            hook.remove()
+
     def hessians(self, names: Sequence[str], states: Sequence[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """Return ``(2/n) sum x x'`` (I, I), float32, of what maps read; maps of a feed share theirs.
 

@@ -46,8 +46,9 @@ class Recipe:
     def check(self, scheme: Scheme) -> None:
         """Raise BadInput for a scheme that the recipe cannot do, with those that it can."""
 
-    def begin(self, work: Work) -> None:
-        """Change the whole model before its blocks are taken one by one."""
+    def begin(self, work: Work) -> Recipe | None:
+        """Change the whole model before its blocks are taken one by one; may return the recipe to go on with."""
+        return None
 
     def block(self, block: Block, scheme: Scheme) -> None:
         """Quantize a block."""
@@ -234,7 +235,7 @@ def quantize(
             report("structure", 0.0)
             work.feeds = _structure(work)
             report("structure", 1.0)
-            recipe.begin(work)
+            recipe = recipe.begin(work) or recipe
             calls = Calls(model, blocks, batches, forward)
             errors, block_errors = _all_blocks(work, recipe, calls, kept, report)
     finally:

@@ -14,7 +14,7 @@ import torch
 
 from farout.errors import BadInput
 from farout.quantize._blocks import Block
-from farout.quantize._linear import QuantLinear, Scale
+from farout.quantize._linear import QuantLinear, Scale, Shift
 from farout.quantize._norms import gain_of, set_gain
 from farout.quantize._structure import Feed
 
@@ -30,7 +30,15 @@ def folds(block: Block, feed: Feed) -> bool:
     """Whether the source of a feed can take the division over, so that nothing is left to do at run time."""
     if feed.source is None or not (feed.scales and feed.alone):
         return False
+    if any(not isinstance(part, Shift) for part in _before(block, feed)):
+        return False  # what maps do as they run would come before the scales, and does not commute with them
     return not feed.norm or gain_of(block.module.get_submodule(feed.source)) is not None
+
+
+def _before(block: Block, feed: Feed) -> list[Any]:
+    """Return what maps do with their input as they run."""
+    modules = (block.module.get_submodule(name) for name in feed.maps)
+    return [part for module in modules if isinstance(module, QuantLinear) for part in module.before]
 
 
 def scale(block: Block, feed: Feed, s_C: torch.Tensor) -> None:
@@ -59,7 +67,10 @@ def scale(block: Block, feed: Feed, s_C: torch.Tensor) -> None:
 def _scale(block: Block, feed: Feed, s_C: torch.Tensor) -> None:
     """Divide at the source, multiply at the maps."""
     s_I = feed.at_maps(s_C)
-    if folds(block, feed):
+    folded = folds(block, feed)
+    if folded:
+        for part in _before(block, feed):
+            part.d = part.d / s_I.to(part.d)
         source: Any = block.module.get_submodule(str(feed.source))
         with torch.no_grad():
             if feed.norm:
@@ -72,6 +83,6 @@ def _scale(block: Block, feed: Feed, s_C: torch.Tensor) -> None:
         module: Any = block.module.get_submodule(name)
         with torch.no_grad():
             module.weight.copy_(scaled_weight(module.weight, s_I))
-        if not folds(block, feed):
+        if not folded:
             online: QuantLinear = block.own(name)
             online.before.append(Scale(s_I.to(online.weight)))

@@ -24,6 +24,9 @@ def folds(block: Block, feed: Feed) -> bool:
     """Whether the source of a feed has a bias that can take the shift over."""
     if feed.source is None or not (feed.shifts and feed.alone):
         return False
+    modules = (block.module.get_submodule(name) for name in feed.maps)
+    if any(len(module.before) for module in modules if isinstance(module, QuantLinear)):
+        return False  # it comes after what maps do as they run
     return getattr(block.module.get_submodule(feed.source), "bias", None) is not None
 
 
