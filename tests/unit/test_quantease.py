@@ -11,7 +11,10 @@ from naive import quantize_quantease as naive
 
 torch = pytest.importorskip("torch")
 
+from farout.quantize import quantize  # noqa: E402
 from farout.quantize.grid import Grid  # noqa: E402
+from farout.quantize.quantease import QuantEase  # noqa: E402
+from farout.quantize.recipe import recipe_of  # noqa: E402
 from farout.quantize.round import _descent  # noqa: E402
 from farout.quantize.round import coordinate_descent as module  # noqa: E402
 from farout.quantize.round._common import layer_error  # noqa: E402
@@ -424,6 +427,46 @@ def test_bad_input():
         coordinate_descent(weight, 0 * hessian, Grid(4))
     with pytest.raises(BadInput, match="'ratio' is a share"):
         with_outliers(weight, hessian, Grid(4), ratio=2)
+
+
+def model_and_batches():
+    torch.manual_seed(0)
+    block = lambda: torch.nn.Sequential(torch.nn.LayerNorm(24), torch.nn.Linear(24, 24), torch.nn.ReLU())  # noqa: E731
+    return torch.nn.Sequential(block(), block()), [torch.randn(3, 64, 24) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"start": "gptq", "relax": False}, {"outliers": 0.05}, {"outliers": 0.05, "structured": True}],
+    ids=str,
+)
+def test_the_recipe_solves_each_map_on_what_rounded_maps_give(settings):
+    model, batches = model_and_batches()
+    weights = [model[i][1].weight.detach().clone() for i in range(2)]
+    quantized = quantize(model, {"recipe": "quantease", "sweeps": 4, **settings}, "w3a16-asym", batches)
+    stream = torch.cat(batches).flatten(0, 1)
+    for i, weight in enumerate(weights):
+        x = torch.nn.functional.layer_norm(stream, (24,))
+        hessian = 2 / len(x) * x.T @ x
+        how = {name: value for name, value in settings.items() if name in ("relax", "structured")} | {"sweeps": 4}
+        if "outliers" in settings:
+            expected = with_outliers(weight, hessian, ASYMMETRIC, ratio=0.05, **how)
+            torch.testing.assert_close(model[i][1].kept, expected.kept, rtol=1e-2, atol=1e-3)
+        else:
+            start = gptq(weight, hessian, ASYMMETRIC).weight if "start" in settings else None
+            expected = coordinate_descent(weight, hessian, ASYMMETRIC, start=start, **how)
+        apart = (model[i][1].weight - expected.weight).abs() > 1e-2
+        assert apart.float().mean() < 0.02  # a weight near the middle between two steps goes either way
+        stream = torch.relu(x @ model[i][1].weight.T + model[i][1].bias)
+    assert recipe_of(quantized.recipe) == QuantEase(sweeps=4, **settings)
+    assert 0 < max(quantized.errors.values()) < 0.1
+
+
+def test_the_recipe_refuses_what_it_cannot_do():
+    with pytest.raises(BadInput, match="'start' is 'weights' or 'gptq'"):
+        QuantEase(start="zero")
+    with pytest.raises(BadInput, match="outliers are chosen from the weights"):
+        QuantEase(start="gptq", outliers=0.01)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
