@@ -27,7 +27,7 @@ from torch import nn  # noqa: E402
 
 from farout.quantize import save  # noqa: E402
 from farout.quantize._linear import QuantLinear, Rounding, Scale, Shift  # noqa: E402
-from farout.quantize._packing import packed, unheld  # noqa: E402
+from farout.quantize._packing import packed, unheld, unheld_inputs  # noqa: E402
 from farout.quantize.grid import Grid, Scheme, Steps  # noqa: E402
 from farout.quantize.round._common import Rounded  # noqa: E402
 from farout.quantize.save import save_checkpoint  # noqa: E402
@@ -278,10 +278,15 @@ def test_the_same_codes_come_out(grid):
     steps = grid.steps(weight)
     codes = grid.codes(weight, steps)
     zero = 0 if steps.zero is None else steps.zero
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        rounded = Rounded(grid.rounded(weight, steps).to(dtype), steps, grid)  # as a model in 16 bits holds it
+    for dtype, held in [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+    ]:
+        rounded = Rounded(grid.rounded(weight, steps).to(held), steps, grid)  # as the model, or the solver, holds it
         for inputs in (None, Grid(8, "token")):
-            assert unheld(rounded, inputs, None, dtype) == ""
+            assert unheld(rounded, dtype) == unheld_inputs(inputs, None) == ""
             one = packed("map", rounded, inputs, None, dtype)
             scheme = ct.QuantizationScheme(targets=[], **one.scheme)
             back = BaseCompressor.get_value_from_registry(one.scheme["format"]).decompress(dict(one.tensors), scheme)
@@ -292,7 +297,7 @@ def test_the_same_codes_come_out(grid):
                 scale = steps.scale if grid.kind == "mxfp4" else steps.scale.to(dtype).float()
             got = back["weight"].float()
             differ = got != grid.values(codes, Steps(scale, steps.zero), weight.shape).to(back["weight"].dtype).float()
-            if dtype == torch.bfloat16 and grid.kind == "int":
+            if held == torch.bfloat16 and grid.kind == "int":
                 # bfloat16 does not tell all multiples of a step beyond 128 apart, so such codes may be one off
                 far = grid.unview((codes - zero).abs() >= 128, weight.shape)
                 assert not differ[~far].any() and far.float().mean() < 0.1
@@ -428,15 +433,20 @@ def test_a_part_that_the_class_has_no_place_for_is_refused(tmp_path):
 
 
 def test_inputs_rounded_by_something_else_are_not_rounded_after_loading(tmp_path):
-    class Half(nn.Module):
+    class Clipped(Rounding):
         def forward(self, x):
-            return x.half().float()
+            return super().forward(x.clamp(-1, 1))
 
     def change(model, maps):
-        model.get_submodule(UP).rounding = Half()
+        model.get_submodule(UP).rounding = Clipped(Grid(8, "token"))
 
-    model, maps = llama_with(change)
-    assert "rounded by 'Half'" in save_checkpoint(tmp_path / "out", model, maps).dequantized[UP]
+    model, maps = llama_with(change, "w8a8")
+    saved = save_checkpoint(tmp_path / "out", model, maps)
+    assert saved.stored[UP] == "pack-quantized; inputs are not rounded: no format tells of 'Clipped'"
+    assert not saved.dequantized
+    back = transformers.AutoModelForCausalLM.from_pretrained(saved.folder).eval()
+    model.get_submodule(UP).rounding = None
+    assert relative(outputs(back), outputs(model)) < 1e-5
 
 
 def test_what_loads_otherwise_is_said():
@@ -449,24 +459,37 @@ def test_what_loads_otherwise_is_said():
 
 
 @pytest.mark.parametrize(
-    ("grid", "inputs", "why"),
+    ("inputs", "why"),
     [
-        (Grid(4, kind="float"), None, "mxfp4 or nvfp4 alone"),
-        (Grid(8), Grid(8, "input", 4), "along the tokens"),
-        (Grid(8), Grid(8, "token", dynamic=False), "not one for the whole tensor"),
-        (Grid(8), Grid(8, "tensor", dynamic=False), "not one for the whole tensor"),
-        (Grid(4, "group", 16, kind="nvfp4"), Grid(4, "group", 16, kind="nvfp4"), "no global scale from calibration"),
+        (Grid(8, "input", 4), "along the tokens"),
+        (Grid(8, "token", dynamic=False), "not one for the whole tensor"),
+        (Grid(8, "tensor", dynamic=False), "not one for the whole tensor"),
+        (Grid(4, "group", 16, kind="nvfp4"), "need a global scale from calibration"),
     ],
 )
-def test_grids_without_a_place(grid, inputs, why):
+def test_inputs_without_a_place(tmp_path, inputs, why):
+    assert why in unheld_inputs(inputs, None)
+    model, maps = llama_with(lambda model, maps: None, "w8a16")
+    saved = save_checkpoint(tmp_path / "out", model, {**maps, UP: (maps[UP][0], inputs, None)})
+    assert saved.stored[UP].startswith("pack-quantized; inputs are not rounded: ") and why in saved.stored[UP]
+
+
+def test_zero_points_of_inputs_beyond_the_codes():
+    grid = Grid(8, "tensor", rule="free", dynamic=False)
+    static = grid.steps_between(torch.tensor([[5.0]]), torch.tensor([[6.0]]))
+    assert "a zero point lies beyond the codes" in unheld_inputs(grid, static)
+    assert unheld_inputs(grid, grid.steps_between(torch.tensor([[-1.0]]), torch.tensor([[6.0]]))) == ""
+
+
+def test_e2m1_with_steps_of_any_size_has_no_place():
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
-    assert why in unheld(rtn(weight, grid), inputs, None, torch.float32)
+    assert "mxfp4 or nvfp4 alone" in unheld(rtn(weight, Grid(4, kind="float")), torch.float32)
 
 
 def test_steps_that_sixteen_bits_do_not_hold():
     one = rtn(1e-7 * torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), Grid(4))
-    assert "too small or too large for float16" in unheld(one, None, None, torch.float16)
-    assert unheld(one, None, None, torch.bfloat16) == ""
+    assert "too small or too large for float16" in unheld(one, torch.float16)
+    assert unheld(one, torch.bfloat16) == ""
 
 
 def test_steps_of_nvfp4_without_their_global_scale():
@@ -477,7 +500,7 @@ def test_steps_of_nvfp4_without_their_global_scale():
     one, other = (packed("m", rounded, None, None, torch.bfloat16).tensors for rounded in (whole, bare))
     assert all(torch.allclose(one[key].float(), other[key].float()) for key in one)
     odd = Rounded(whole.weight, Steps(whole.steps.scale * torch.linspace(1, 1.3, 8)[:, None, None]), grid)
-    assert "not E4M3 over one global scale" in unheld(odd, None, None, torch.bfloat16)
+    assert "not E4M3 over one global scale" in unheld(odd, torch.bfloat16)
 
 
 # ---- embeddings, groups, shards, and what lies beside

@@ -12,7 +12,7 @@ from farout.quantize._floats import MOST, e4m3
 from farout.quantize.grid import Grid, Steps
 from farout.quantize.round._common import Rounded
 
-__all__ = ["Packed", "packed", "unheld"]
+__all__ = ["Packed", "packed", "unheld", "unheld_inputs"]
 
 
 @dataclass
@@ -39,15 +39,12 @@ class Packed:
         return self.scheme["format"] + (f"; {self.note}" if self.note else "")
 
 
-def unheld(rounded: Rounded, inputs: Grid | None, static: Steps | None, dtype: torch.dtype) -> str:
+def unheld(rounded: Rounded, dtype: torch.dtype) -> str:
     """Return why compressed-tensors cannot hold a rounded weight; empty where it can.
 
     Parameters
     ----------
     rounded : Rounded
-    inputs : Grid or None
-    static : Steps or None
-        Of the inputs, from calibration.
     dtype : torch.dtype
         Of the model, and so of stored scales.
     """
@@ -65,21 +62,33 @@ def unheld(rounded: Rounded, inputs: Grid | None, static: Steps | None, dtype: t
     scales = steps.scale.to(dtype)
     if grid.kind not in ("nvfp4", "mxfp4") and not bool((scales.isfinite() & (scales > 0)).all()):
         return f"a step is too small or too large for {str(dtype).removeprefix('torch.')}"
+    return ""
+
+
+def unheld_inputs(inputs: Grid | None, static: Steps | None) -> str:
+    """Return why compressed-tensors cannot say how inputs are rounded; empty where it can.
+
+    Parameters
+    ----------
+    inputs : Grid or None
+    static : Steps or None
+        From calibration.
+    """
     if inputs is None:
         return ""
     if inputs.per == "input":
-        return "its inputs have steps along the tokens"
+        return "they have steps along the tokens"
     if inputs.kind == "nvfp4":
-        return "" if static is not None else "its inputs, in nvfp4, have no global scale from calibration"
+        return "" if static is not None else "in nvfp4 they need a global scale from calibration"
     if not inputs.dynamic and (inputs.per != "tensor" or static is None):
-        return "its inputs have static steps, but not one for the whole tensor"
+        return "they have static steps, but not one for the whole tensor"
     if static is not None and static.zero is not None and not _within(static.zero, inputs):
-        return "a zero point of its inputs lies beyond the codes"
+        return "a zero point lies beyond the codes"
     return ""
 
 
 def packed(name: str, rounded: Rounded, inputs: Grid | None, static: Steps | None, dtype: torch.dtype) -> Packed:
-    """Pack a rounded weight that the format can hold (:func:`unheld` is empty).
+    """Pack a rounded weight that the format can hold, with inputs of which it can tell.
 
     Codes come from the weight and its steps, and are the solver's own (but that a weight in bfloat16 does not tell all
     multiples of a step beyond 128 apart). Scales are stored in the model's dtype, as loaders expect, which rounds them

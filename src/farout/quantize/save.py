@@ -25,7 +25,7 @@ from torch import nn
 
 from farout.errors import BadInput, MissingExtra, NothingMatched
 from farout.quantize._linear import QuantLinear, Rounding
-from farout.quantize._packing import Packed, packed, unheld
+from farout.quantize._packing import Packed, packed, unheld, unheld_inputs
 from farout.quantize.grid import Grid, Scheme, Steps
 from farout.quantize.round._common import Rounded
 
@@ -45,7 +45,8 @@ class Saved:
     bytes : int
         Of all files.
     stored : dict of str to str
-        By map, how its weight is stored, such as "pack-quantized", and how the loaded map will differ if it does.
+        By map, how its weight is stored, such as "pack-quantized", and how the loaded map will differ if it does:
+        inputs that the format has no words for are not rounded.
     dequantized : dict of str to str
         By map that is stored as plain numbers, why.
     """
@@ -179,14 +180,17 @@ def _state(
         if name in maps:
             rounded, inputs, static = maps[name]
             weight = rounded.weight.detach()
-            why = _unlike(module) or unheld(rounded, inputs, static, module.weight.dtype)
+            lost = _unlike(module) or unheld_inputs(inputs, static)
+            why = _transformed(module) or unheld(rounded, module.weight.dtype)
             if not why:
-                parts[name] = packed(name, rounded, inputs, static, module.weight.dtype)
-                saved.stored[name] = parts[name].how
-            elif inputs is not None:
+                parts[name] = packed(
+                    name, rounded, None if lost else inputs, None if lost else static, module.weight.dtype
+                )
+                saved.stored[name] = parts[name].how + (f"; inputs are not rounded: {lost}" if lost else "")
+            elif inputs is not None or lost:
                 why += "; inputs are not rounded"
         if name in own and own[name].before:
-            why = why or "its input is transformed"
+            why = why or _transformed(own[name])
             weight, bias = _folded(name, own[name], weight)
         if why:
             saved.dequantized[name] = why
@@ -197,16 +201,17 @@ def _state(
     return state
 
 
-def _unlike(module: nn.Module) -> str:
-    """Return why what stands before a product has no place in the format; empty where nothing is in the way."""
-    if not isinstance(module, QuantLinear):
+def _transformed(module: nn.Module) -> str:
+    """Say what transforms inputs before a product; empty where nothing does."""
+    if not isinstance(module, QuantLinear) or not module.before:
         return ""
-    if module.before:
-        kinds = ", ".join(type(one).__name__ for one in module.before)
-        return f"its input is transformed ({kinds})"
-    if module.rounding is not None and type(module.rounding) is not Rounding:
-        return f"its input is rounded by '{type(module.rounding).__name__}'"
-    return ""
+    return f"its input is transformed ({', '.join(type(one).__name__ for one in module.before)})"
+
+
+def _unlike(module: nn.Module) -> str:
+    """Say what rounds inputs where that is not a grid alone; empty where it is, or nothing does."""
+    rounding = module.rounding if isinstance(module, QuantLinear) else None
+    return "" if rounding is None or type(rounding) is Rounding else f"no format tells of '{type(rounding).__name__}'"
 
 
 def _folded(name: str, module: QuantLinear, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
