@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.naive import quantize_awq as naive  # noqa: E402
 from torch import nn  # noqa: E402
 
 from farout.errors import BadInput  # noqa: E402
@@ -19,6 +18,7 @@ from farout.quantize._search import Trials, enclosing  # noqa: E402
 from farout.quantize.awq import AWQ, awq_scale, clipped_weight  # noqa: E402
 from farout.quantize.grid import Grid, Scheme  # noqa: E402
 from farout.quantize.move.scale import scale  # noqa: E402
+from naive import quantize_awq as naive  # noqa: E402
 
 SCHEME = "w3a16g16-clamped"
 GRID = Scheme.parse(SCHEME).weights
