@@ -15,7 +15,7 @@ from farout.errors import BadInput  # noqa: E402
 from farout.quantize import quantize  # noqa: E402
 from farout.quantize._blocks import Block, Calls, blocks_of  # noqa: E402
 from farout.quantize._search import Trials, enclosing  # noqa: E402
-from farout.quantize.awq import AWQ, awq_scale, clipped_weight  # noqa: E402
+from farout.quantize.awq import AWQ, _inputs, awq_scale, clipped_weight  # noqa: E402
 from farout.quantize.grid import Grid, Scheme  # noqa: E402
 from farout.quantize.move.scale import scale  # noqa: E402
 from naive import quantize_awq as naive  # noqa: E402
@@ -144,6 +144,34 @@ def test_the_search_takes_whole_batches_until_it_has_tokens_enough():
     assert [len(calls) for calls in Trials(block, 10_000)._calls.values()] == [3] * 4
 
 
+class _Branches(nn.Module):
+    """Two maps in a list, which is never called, then a part whose input and output are added to in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.branches = nn.LayerNorm(16), nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+
+    def forward(self, x):
+        h = self.norm(x)
+        h = torch.tanh(self.branches[0](h) * self.branches[1](h))
+        y = self.mlp(h)
+        h += 1
+        y += x
+        return y
+
+
+def test_modules_that_are_never_called_and_tensors_that_are_changed_later():
+    torch.manual_seed(0)
+    model = nn.Sequential(_Branches(), _Branches())
+    block = first_block(model, [torch.randn(2, 64, 16)])
+    trials = Trials(block, 100)
+    assert trials.where == {"branches.0": "", "branches.1": "", "mlp.0": "mlp", "mlp.2": "mlp.2"}
+    for name in block.maps:
+        assert trials.loss({name: block.weight(name)}) == 0
+        assert trials.loss({name: 1.5 * block.weight(name)}) > 1e-4
+
+
 def test_scales_are_those_of_the_least_loss_over_the_exponents():
     batches = tokens()
     block = first_block(model_of("llama"), batches)
@@ -187,6 +215,23 @@ def test_scales_are_those_of_the_least_loss_over_the_exponents():
         else:
             torch.testing.assert_close(feed.at_maps(found[feed.maps]), awq_scale(mean, ratio), rtol=1e-4, atol=1e-5)
     assert len(block.feeds) == 4 and max(chosen) > 0
+
+
+def test_an_input_that_is_never_used_keeps_a_scale():
+    torch.testing.assert_close(awq_scale(torch.tensor([1.0, 0.0]), 0.5), torch.tensor([100.0, 0.01]))
+    assert torch.equal(awq_scale(torch.tensor([3.0, 0.0]), 0.0), torch.ones(2))
+
+
+def test_ranges_are_judged_by_tokens_spread_over_all_that_are_looked_at():
+    batches = tokens(9, 40)  # 720, of which 10 are padding
+    block = first_block(model_of("llama"), batches)
+    reads: list = []
+    block.watch(["mlp.up_proj"], lambda name, x: reads.append(x))
+    x, seen = torch.cat(reads), _inputs(block, 10_000)
+    assert set(seen) == set(block.maps) - {"self_attn.q_proj", "self_attn.k_proj"}
+    assert len(x) == 710 and len(seen["mlp.up_proj"]) == 512
+    assert torch.equal(seen["mlp.up_proj"][[0, -1]], x[[0, -1]])
+    assert torch.equal(_inputs(block, 100)["mlp.up_proj"], x[:150])  # two batches of 80, less padding
 
 
 def test_ranges_are_those_of_a_loop_over_tokens():
