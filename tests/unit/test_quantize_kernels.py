@@ -103,9 +103,13 @@ def test_bitsandbytes_agrees():
     assert torch.equal(their_columns.long(), columns) and torch.equal(their_absmax.float(), absmax)
     assert (theirs.int() - codes.int()).abs().max() <= 1 and (theirs != codes).float().mean() < 1e-3
     w_codes, w_absmax, _ = reference.quantize_int8(w)
-    product = bnb.int8_scaled_mm(codes, w_codes, absmax, w_absmax, dtype=torch.float16)
-    zeroed = reference.integer_product(codes, w_codes).float() * (absmax[:, None] * w_absmax / 127**2)
-    torch.testing.assert_close(product.float(), zeroed, rtol=2e-3, atol=2e-3)
+    assert torch.equal(bnb.int8_vectorwise_quant(w)[1].float(), w_absmax)
+    product = bnb.int8_linear_matmul(codes, w_codes)
+    assert torch.equal(product, reference.integer_product(codes, w_codes))
+    zeroed = bnb.int8_mm_dequant(product, absmax, w_absmax, bias=torch.linspace(-3, 3, 24).half()).float()
+    outlying = x[:, columns].float() @ (w_codes[:, columns].float() * w_absmax[:, None] / 127).half().float().T
+    found = reference.int8_linear(x, w_codes, w_absmax, torch.linspace(-3, 3, 24).half(), 6.0).float()
+    torch.testing.assert_close(found, zeroed + outlying, rtol=2e-3, atol=2e-2)
 
 
 def test_fp8_codes_are_the_nearest():
@@ -261,11 +265,33 @@ HALF, BRAIN = torch.float16, torch.bfloat16
 PRODUCTS = [
     (1, 64, 64, 3, HALF),  # one token: an element is a column
     (5, 144, 72, 0, BRAIN),
-    (20, 256, 40, 100, HALF),  # more columns than are copied
+    (20, 256, 40, 100, HALF),  # more columns than one step takes
     (40, 96, 136, 7, BRAIN),
     (300, 128, 264, 2, HALF),
     *([(2048, 4096, 4096, 7, BRAIN), (257, 11008, 512, 80, BRAIN)] if GPU else []),
 ]
+
+
+def codes_of_ordinary_elements(x, absmax, threshold):
+    """Codes of all that is below the threshold, outlier columns too."""
+    values = x.float() if threshold == 0 else x.float().masked_fill(x.abs() >= threshold, 0.0)
+    inverse = torch.where(absmax > 0, torch.full_like(absmax, 127.0) / absmax, 0.0)
+    return torch.round(values * inverse[:, None]).to(torch.int8)
+
+
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float64, 1e-12), (torch.bfloat16, 2.0**-8)])
+def test_outlier_columns_may_be_multiplied_twice(dtype, far):
+    """The kernel's form of LLM.int8(): all ordinary elements in 8 bits, outlier columns added less what these gave."""
+    x, (w, w_absmax, _) = inputs(12, 96, 4, torch.float32).cpu(), reference.quantize_int8(weight(24, 96).cpu())
+    codes, absmax, columns = reference.quantize_int8(x, 6.0)
+    scales = absmax.double()[:, None] * w_absmax.double() / 127**2
+    dense = w.double() * w_absmax.double()[:, None] / 127
+    expected = codes.double() @ w.double().T * scales + x.double()[:, columns] @ dense[:, columns].T
+    all_codes = codes_of_ordinary_elements(x, absmax, 6.0)
+    assert not torch.equal(all_codes, codes)
+    rest = (x.double() - all_codes.double() * absmax.double()[:, None] / 127)[:, columns].to(dtype).double()
+    y = all_codes.double() @ w.double().T * scales + rest @ dense[:, columns].to(dtype).double().T
+    torch.testing.assert_close(y, expected, rtol=far, atol=far * float(expected.std()))
 
 
 @pytest.mark.parametrize(("M", "K", "N", "outliers", "dtype"), PRODUCTS)
@@ -275,16 +301,29 @@ def test_int8_kernels(triton_kernels, M, K, N, outliers, dtype):
     w, w_absmax, _ = reference.quantize_int8(weight(N, K))
     for threshold in (6.0, 0.0):
         codes, absmax, columns = reference.quantize_int8(x, threshold)
-        found, found_absmax, flags = int8.quantize(x, threshold)
-        if threshold:
-            listed, _, count = int8.split(x, found, flags, None, None)
-            assert torch.equal(listed[: int(count)].long(), columns)
-        assert torch.equal(found, codes) and torch.equal(found_absmax, absmax)
+        for _ in range(2):  # the second time finds the marks as the first left them
+            found, found_absmax, listed = int8.quantize(x, threshold)
+            if threshold:
+                assert torch.equal(listed[: int(listed[-1])].long(), columns)
+                assert (found[x.abs() >= threshold] == 0).all()
+            ordinary = codes_of_ordinary_elements(x, absmax, threshold)
+            assert torch.equal(found, ordinary) and torch.equal(found_absmax, absmax)
+            found[:, columns] = 0
+            assert torch.equal(found, codes)
         offset = bias if threshold else None
-        y = int8.linear(x, w, w_absmax, offset, threshold).float()
-        expected = reference.int8_linear(x, w, w_absmax, offset, threshold).float()
+        y = int8.linear(x, w, w_absmax, offset, threshold).double()
+        expected = reference.int8_linear(x, w, w_absmax, offset, threshold).double()
+        exact = ordinary.double() @ w.double().T * (absmax.double()[:, None] * w_absmax.double() / 127**2)
+        already = (ordinary.double() * absmax.double()[:, None] / 127)[:, columns]  # of outlier columns in 8 bits
+        dense = (w.float() * (w_absmax * (1 / 127))[:, None])[:, columns].to(dtype).double()
+        exact += (x.double()[:, columns] - already).to(dtype).double() @ dense.T
+        exact += 0 if offset is None else offset.double()
         if GPU or dtype == HALF:
-            torch.testing.assert_close(y, expected, rtol=STEP[dtype], atol=STEP[dtype] * float(expected.std()) / 16)
+            step, spread = STEP[dtype], float(expected.std())
+            torch.testing.assert_close(y, exact, rtol=0.55 * step, atol=step * spread / 256)
+            # The reference rounds the weights of all of an outlier column to 16 bits, the kernel those of the rest.
+            allowed = step * (expected.abs() + spread / 16 + already.abs() @ dense.abs().T)
+            assert ((y - expected).abs() <= allowed).all()
         else:  # weights and sums are truncated to bfloat16 there
             assert (y - expected).norm() < 0.01 * expected.norm()
 
@@ -342,8 +381,6 @@ def test_fp8_kernels(triton_kernels, M, K, N, outliers, dtype):
     ],
 )
 def test_int4_kernel(triton_kernels, M, K, N, group, zeros, dtype):
-    if zeros and dtype == BRAIN and not GPU:
-        pytest.skip("the interpreter subtracts bfloat16 as integers")
     w4a16 = triton_kernels["w4a16"]
     codes, scale, zero, exact = four_bits(N, K, group, zeros, dtype)
     packed = Int4Weight.from_codes(codes.to(DEVICE), scale.to(DEVICE), None if zero is None else zero.to(DEVICE))

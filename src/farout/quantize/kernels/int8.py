@@ -1,11 +1,11 @@
-"""LLM.int8()'s product in three kernels, in Triton: quantize rows, take the outlier columns out, multiply.
+"""LLM.int8()'s product in two kernels, in Triton: quantize rows and find the outlier columns, then multiply.
 
 The first kernel reads x once: a program holds a row, so its absmax and its codes come from one read, and marks the
-columns where an element reaches the threshold. Only when all rows are read is it known which columns are outliers. A
-second kernel, small and parallel over rows, lists them in order, zeroes them in the codes and copies their 16-bit
-values and their dequantized weights side by side. The third multiplies codes on the tensor cores, scales, and adds the
-16-bit product of the columns before it writes. Nothing waits for the host: the number of columns stays on the device,
-and more than :data:`KEPT` of them are gathered by the third kernel itself.
+columns where an element reaches the threshold. The last program to arrive lists the marked columns and wipes the marks
+for the next launch. Only then is it known which columns are outliers, so their ordinary elements have codes. The second
+kernel multiplies all codes on the tensor cores, scales, and adds ``(X_C - D(CA_C)) D(CB_C)'`` in 16 bits for the
+outlier columns C, D(.) being codes dequantized and 0 for outliers: what these columns gave in 8 bits goes, and what
+LLM.int8() gives them comes. Nothing waits for the host: the number of columns stays on the device.
 
 Shapes: M tokens, K inputs, N outputs. The product needs a GPU with tensor memory access (compute capability 9).
 """
@@ -20,8 +20,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-KEPT = 64  # outlier columns copied side by side; those beyond are gathered
-CHUNK = 32  # columns in one product of 16 bits
+CHUNK = 16  # outlier columns in one product of 16 bits
 WIDEST = 32768  # a row that a program can hold
 ROUNDER = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it leaves the integer, rounded half to even, in the low bits
 
@@ -41,15 +40,15 @@ def tile_for(rows: int) -> Tile:
     """The tile for so many tokens: decoding, a short prompt, a long one."""
     if rows <= 16:
         return Tile(16, 64, 256, 1, 4, 4)
-    return Tile(64, 128, 128, 4, 4, 4) if rows <= 256 else Tile(128, 256, 128, 8, 8, 4)
+    return Tile(64, 128, 128, 4, 4, 4) if rows <= 256 else Tile(128, 128, 128, 8, 4, 3)
 
 
 @triton.jit
 def quantize_rows(
-    x_ptr, codes_ptr, absmax_ptr, flag_ptr, M, K, threshold,
+    x_ptr, codes_ptr, absmax_ptr, mark_ptr, list_ptr, M, K, threshold,
     SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Codes and absmax of some rows; a byte for each column with an element that reaches the threshold."""
+    """Codes and absmax of some rows; the last program lists the columns with an element that reaches the threshold."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < M)[:, None] & (column < K)[None, :]
@@ -58,64 +57,36 @@ def quantize_rows(
     size = tl.abs(x)
     if SPLIT:
         flagged = size >= threshold
-        if tl.max(tl.max(size, 1), 0) >= threshold:
-            tl.store(flag_ptr + column[None, :] + tl.zeros_like(at), 1, mask=flagged)
+        # One reduction for both greatest magnitudes: warps wait for each other once.
+        absmax, greatest = tl.split(tl.max(tl.join(tl.where(flagged, 0.0, size), size), 1))
+        if tl.max(greatest, 0) >= threshold:
+            tl.store(mark_ptr + column[None, :] + tl.zeros_like(at), 1, mask=flagged)
+        # Before the codes are stored, so that the ticket, which waits for the marks, does not wait for them.
+        tl.debug_barrier()
+        last = tl.atomic_add(mark_ptr + K, 1) == tl.num_programs(0) - 1
         x = tl.where(flagged, 0.0, x)
-        size = tl.where(flagged, 0.0, size)
-    absmax = tl.max(size, 1)
+    else:
+        absmax = tl.max(size, 1)
     inverse = tl.where(absmax > 0, tl.div_rn(tl.zeros_like(absmax) + 127.0, absmax), 0.0)
     rounded = x * inverse[:, None] + ROUNDER
     tl.store(codes_ptr + at, rounded.to(tl.int32, bitcast=True).to(tl.int8), mask=inside)
     tl.store(absmax_ptr + row, absmax, mask=row < M)
-
-
-@triton.jit
-def split_columns(
-    x_ptr, codes_ptr, w_ptr, w_absmax_ptr, flag_ptr, list_ptr, count_ptr, x_kept_ptr, w_kept_ptr, M, K, N,
-    WEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, KEPT: tl.constexpr,
-):  # fmt: skip
-    """List the marked columns; zero them in the codes; copy their values and dequantized weights side by side."""
-    program = tl.program_id(0)
-    column = tl.arange(0, COLUMNS)
-    flag = tl.load(flag_ptr + column, mask=column < K, other=0).to(tl.int32)
-    count = tl.sum(flag, 0)
-    if program == 0:
-        tl.store(count_ptr, count)
-    if count > 0:
-        # Every program writes the same list, so none waits for another.
-        tl.store(list_ptr + tl.cumsum(flag, 0) - flag, column, mask=flag != 0)
-        tl.debug_barrier()
-        tokens = tl.cdiv(M, ROWS)
-        for start in range(0, count, CHUNK):
-            chunk = start + tl.arange(0, CHUNK)
-            real = chunk < count
-            outlier = tl.load(list_ptr + chunk, mask=real, other=0)
-            if program < tokens:
-                row = program * ROWS + tl.arange(0, ROWS)
-                at = row.to(tl.int64)[:, None] * K + outlier[None, :]
-                seen = (row < M)[:, None] & real[None, :]
-                tl.store(codes_ptr + at, tl.zeros([ROWS, CHUNK], tl.int8), mask=seen)
-                if start < KEPT:
-                    kept = tl.load(x_ptr + at, mask=seen, other=0.0)
-                    tl.store(x_kept_ptr + row[:, None] * KEPT + chunk[None, :], kept, mask=(row < M)[:, None])
-            elif WEIGHT:  # noqa: SIM102 (a constant decides what is compiled only where it stands alone)
-                if start < KEPT:
-                    row = (program - tokens) * ROWS + tl.arange(0, ROWS)
-                    at = row.to(tl.int64)[:, None] * K + outlier[None, :]
-                    code = tl.load(w_ptr + at, mask=(row < N)[:, None] & real[None, :], other=0).to(tl.float32)
-                    unit = tl.load(w_absmax_ptr + row, mask=row < N, other=0.0) * (1 / 127)
-                    kept = (code * unit[:, None]).to(w_kept_ptr.dtype.element_ty)
-                    tl.store(w_kept_ptr + row[:, None] * KEPT + chunk[None, :], kept, mask=(row < N)[:, None])
+    if SPLIT:  # noqa: SIM102 (a constant decides what is compiled only where it stands alone)
+        if last:
+            mark = tl.load(mark_ptr + column, mask=column < K, other=0, cache_modifier=".cg")
+            tl.store(list_ptr + tl.cumsum(mark, 0) - mark, column, mask=mark != 0)
+            tl.store(list_ptr + K, tl.sum(mark, 0))
+            tl.store(mark_ptr + column, 0, mask=mark != 0)
+            tl.store(mark_ptr + K, 0)
 
 
 @triton.jit
 def multiply(
-    a, b, y, a_scale_ptr, b_scale_ptr, bias_ptr, unit, M, N, K,
-    x_ptr, list_ptr, count_ptr, x_kept_ptr, w_kept_ptr, w_ptr,
+    a, b, y, a_scale_ptr, b_scale_ptr, bias_ptr, unit, M, N, K, x_ptr, a_ptr, b_ptr, list_ptr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SUM: tl.constexpr,
-    BIAS: tl.constexpr, SPLIT: tl.constexpr, CHUNK: tl.constexpr, KEPT: tl.constexpr,
+    BIAS: tl.constexpr, SPLIT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One tile of ``a b'`` of 8-bit codes, times the scales of its rows and columns, plus what stands beside."""
+    """One tile of ``a b'`` of 8-bit codes, times the scales of its rows and columns, outlier columns made good."""
     program = tl.program_id(0)
     down, across = tl.cdiv(M, BM), tl.cdiv(N, BN)
     first = program // (GROUP * across) * GROUP
@@ -134,22 +105,19 @@ def multiply(
     if BIAS:
         result += tl.load(bias_ptr + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
     if SPLIT:
-        count = tl.load(count_ptr)
-        for start in tl.range(0, tl.minimum(count, KEPT), CHUNK, num_stages=1):
-            chunk = start + tl.arange(0, CHUNK)
-            x = tl.load(x_kept_ptr + row[:, None] * KEPT + chunk[None, :], mask=(row < M)[:, None], other=0.0)
-            w = tl.load(w_kept_ptr + column[:, None] * KEPT + chunk[None, :], mask=(column < N)[:, None], other=0.0)
-            result = tl.dot(x, w.T, result)
-        for start in tl.range(KEPT, count, CHUNK, num_stages=1):
+        count = tl.load(list_ptr + K)
+        for start in tl.range(0, count, CHUNK, num_stages=1):
             chunk = start + tl.arange(0, CHUNK)
             real = chunk < count
             outlier = tl.load(list_ptr + chunk, mask=real, other=0)
-            x_at = row.to(tl.int64)[:, None] * K + outlier[None, :]
-            w_at = column.to(tl.int64)[:, None] * K + outlier[None, :]
-            x = tl.load(x_ptr + x_at, mask=(row < M)[:, None] & real[None, :], other=0.0)
-            w = tl.load(w_ptr + w_at, mask=(column < N)[:, None] & real[None, :], other=0)
-            w = (w.to(tl.float32) * (b_scale * (1 / 127))[:, None]).to(x.dtype)
-            result = tl.dot(x, w.T, result)
+            a_at = row.to(tl.int64)[:, None] * K + outlier[None, :]
+            b_at = column.to(tl.int64)[:, None] * K + outlier[None, :]
+            mine = (row < M)[:, None] & real[None, :]
+            x = tl.load(x_ptr + a_at, mask=mine, other=0.0)
+            code = tl.load(a_ptr + a_at, mask=mine, other=0).to(tl.float32)
+            w = tl.load(b_ptr + b_at, mask=(column < N)[:, None] & real[None, :], other=0).to(tl.float32)
+            rest = (x.to(tl.float32) - code * (a_scale * (1 / 127))[:, None]).to(x.dtype)
+            result = tl.dot(rest, (w * (b_scale * (1 / 127))[:, None]).to(x.dtype).T, result)
     y.store([m, n], result.to(y.dtype))
 
 
@@ -159,60 +127,58 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+@lru_cache
+def _kept_zeros(device: torch.device, stream: int, size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.int32, device=device)
+
+
+def zeros(device: torch.device, size: int) -> torch.Tensor:
+    """int32 zeros for a kernel that leaves them zeros; streams and captured graphs do not share them."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    return _kept_zeros(device, torch.cuda.current_stream(device).cuda_stream, size)
+
+
 def rows_for(K: int) -> tuple[int, int, int, int]:
     """Rows of a program that reads whole rows, their padded width, its warps and the registers of a thread."""
     columns = triton.next_power_of_2(K)
     return max(1, 2048 // columns), columns, min(16, max(4, columns // 512)), 64 if columns <= 16384 else 128
 
 
-def quantize(x: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes [M, K], absmax [M] and a byte a column [K]; whole outlier columns are not zeroed yet."""
+def quantize(x: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Codes [M, K], 0 for outliers alone; absmax [M]; the outlier columns, with their number at the end of [K + 1]."""
     M, K = x.shape
     codes = torch.empty(M, K, dtype=torch.int8, device=x.device)
     absmax = torch.empty(M, dtype=torch.float32, device=x.device)
-    flags = torch.zeros(K, dtype=torch.int8, device=x.device) if threshold > 0 else codes
+    marks = listed = None
+    if threshold > 0:
+        marks = zeros(x.device, K + 1)
+        listed = torch.empty(K + 1, dtype=torch.int32, device=x.device)
     rows, columns, warps, registers = rows_for(K)
     quantize_rows[(triton.cdiv(M, rows),)](
-        x, codes, absmax, flags, M, K, float(threshold), SPLIT=threshold > 0, ROWS=rows, COLUMNS=columns,
+        x, codes, absmax, marks, listed, M, K, float(threshold), SPLIT=threshold > 0, ROWS=rows, COLUMNS=columns,
         num_warps=warps, maxnreg=registers, enable_fp_fusion=False,
     )  # fmt: skip
-    return codes, absmax, flags
-
-
-def split(
-    x: torch.Tensor, codes: torch.Tensor, flags: torch.Tensor, w: torch.Tensor | None, w_absmax: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The list of columns [K + 1] with their number at its end; the kept values [M + N, KEPT]; zeroes in ``codes``."""
-    M, K = x.shape
-    N = 0 if w is None else w.shape[0]
-    listed = torch.empty(K + 1, dtype=torch.int32, device=x.device)
-    kept = torch.empty(M + N, KEPT, dtype=x.dtype, device=x.device)
-    rows = 32
-    split_columns[(triton.cdiv(M, rows) + triton.cdiv(N, rows),)](
-        x, codes, w, w_absmax, flags, listed, listed[K:], kept, kept[M:], M, K, N,
-        WEIGHT=w is not None, ROWS=rows, COLUMNS=triton.next_power_of_2(K), CHUNK=CHUNK, KEPT=KEPT, num_warps=4,
-    )  # fmt: skip
-    return listed, kept, listed[K:]
+    return codes, absmax, listed
 
 
 def product(
     codes: torch.Tensor, scale: torch.Tensor, w: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None,
     unit: float, dtype: torch.dtype, tile: Tile | None = None,
-    beside: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    x: torch.Tensor | None = None, listed: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """``codes w'`` times the scales and ``unit``, plus the bias and the columns ``beside`` (x and what split gave)."""
+    """``codes w'`` times the scales and ``unit``, plus the bias; the ``listed`` columns of ``x`` in its 16 bits."""
     (M, K), N = codes.shape, w.shape[0]
     tile = tile or tile_for(M)
     y = torch.empty(M, N, dtype=dtype, device=codes.device)
-    x, listed, kept, count = beside or (None, None, None, None)
     multiply[(triton.cdiv(M, tile.rows) * triton.cdiv(N, tile.columns),)](
         TensorDescriptor.from_tensor(codes, [tile.rows, tile.depth]),
         TensorDescriptor.from_tensor(w, [tile.columns, tile.depth]),
         TensorDescriptor.from_tensor(y, [tile.rows, tile.columns]),
-        scale, w_scale, bias, unit, M, N, K, x, listed, count, kept, None if kept is None else kept[M:], w,
+        scale, w_scale, bias, unit, M, N, K, x, codes, w, listed,
         BM=tile.rows, BN=tile.columns, BK=tile.depth, GROUP=tile.group,
-        SUM=tl.int32 if codes.dtype == torch.int8 else tl.float32, BIAS=bias is not None, SPLIT=beside is not None,
-        CHUNK=CHUNK, KEPT=KEPT, num_warps=tile.warps, num_stages=tile.stages,
+        SUM=tl.int32 if codes.dtype == torch.int8 else tl.float32, BIAS=bias is not None, SPLIT=listed is not None,
+        CHUNK=CHUNK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y
 
@@ -222,6 +188,5 @@ def linear(
     tile: Tile | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The product [M, N] of LLM.int8()."""
-    codes, absmax, flags = quantize(x, threshold)
-    beside = (x, *split(x, codes, flags, w, w_absmax)) if threshold > 0 else None
-    return product(codes, absmax, w, w_absmax, bias, 1 / 127**2, x.dtype, tile, beside)
+    codes, absmax, listed = quantize(x, threshold)
+    return product(codes, absmax, w, w_absmax, bias, 1 / 127**2, x.dtype, tile, x, listed)

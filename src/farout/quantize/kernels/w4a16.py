@@ -11,14 +11,13 @@ Shapes: M tokens, at most 16; K inputs, N outputs.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from farout.quantize.kernels.int8 import processors
+from farout.quantize.kernels.int8 import processors, zeros
 from farout.quantize.kernels.packing import Int4Weight
 
 MOST_TOKENS = 16
@@ -34,40 +33,42 @@ class Share(NamedTuple):
     stages: int
 
 
-def share_for(M: int, N: int, blocks: int, processors: int) -> Share:
-    """Few outputs a program where x is small; more where x would be read too often. All programs run at once."""
-    outputs, warps = (32, 4) if M <= 4 else (64, 8)
-    return Share(outputs, max(1, min(blocks, 4 * processors // triton.cdiv(N, outputs))), warps, 2)
+def share_for(N: int, blocks: int, processors: int) -> Share:
+    """One share where a program reads few blocks or programs are many; else as many as run at once."""
+    outputs = 32
+    tiles = triton.cdiv(N, outputs)
+    splits = 1 if blocks <= 4 else max(1, min(blocks, 4 * processors // tiles))
+    return Share(outputs, splits, 4, 3 if splits == 1 and tiles <= processors else 2)
 
 
 @triton.constexpr_function
-def _assembly(j, half, offset):
-    """Nibble j, less the offset, of two words as a pair of float16 (``half``) or bfloat16."""
+def _assembly(j, half):
+    """Nibble j, less 8, of two words as a pair of float16 (``half``) or bfloat16."""
     text = "{.reg .b32 t, c, d; prmt.b32 t, $1, $2, " + ("0x5410; " if j < 4 else "0x7632; ")
     if not half:
         shift = f"shr.b32 t, t, {4 * (j % 4)}; " if j % 4 else ""
         text += shift + "lop3.b32 t, t, 0x000f000f, 0x43004300, 0xea; mov.b32 d, 0x3f803f80; "  # 128 + code
-        return text + f"mov.b32 c, {'0xc308c308' if offset else '0xc300c300'}; fma.rn.bf16x2 $0, t, d, c;}}"
+        return text + "mov.b32 c, 0xc308c308; fma.rn.bf16x2 $0, t, d, c;}"
     text += "shr.b32 t, t, 8; " if j % 4 >= 2 else ""
     if j % 2 == 0:
         text += "lop3.b32 t, t, 0x000f000f, 0x64006400, 0xea; "  # 1024 + code
-        return text + f"mov.b32 c, {'0xe408e408' if offset else '0xe400e400'}; add.rn.f16x2 $0, t, c;}}"
+        return text + "mov.b32 c, 0xe408e408; add.rn.f16x2 $0, t, c;}"
     text += "lop3.b32 t, t, 0x00f000f0, 0x64006400, 0xea; mov.b32 d, 0x2c002c00; "  # 1024 + 16 code
-    return text + f"mov.b32 c, {'0xd480d480' if offset else '0xd400d400'}; fma.rn.f16x2 $0, t, d, c;}}"
+    return text + "mov.b32 c, 0xd480d480; fma.rn.f16x2 $0, t, d, c;}"
 
 
 @triton.jit
-def _group(words, J: tl.constexpr, DTYPE: tl.constexpr, OFFSET: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Nibble J of each word less OFFSET (8 or 0), in DTYPE."""
+def _group(words, J: tl.constexpr, DTYPE: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Nibble J of each word less 8, in DTYPE."""
     if ASSEMBLY:
         if tl.float16 == DTYPE:
-            text: tl.constexpr = _assembly(J, True, OFFSET)
+            text: tl.constexpr = _assembly(J, True)
             return tl.inline_asm_elementwise(text, "=r,r,r", [words], tl.float16, True, 2)
         else:
-            other: tl.constexpr = _assembly(J, False, OFFSET)
+            other: tl.constexpr = _assembly(J, False)
             return tl.inline_asm_elementwise(other, "=r,r,r", [words], tl.bfloat16, True, 2)
     else:
-        return (((words >> (4 * J)) & 15) - OFFSET).to(tl.float32).to(DTYPE)
+        return (((words >> (4 * J)) & 15) - 8).to(tl.float32).to(DTYPE)
 
 
 @triton.jit
@@ -88,12 +89,15 @@ def decode(
         for j in tl.static_range(8):
             k = (block * 8 + j) * GROUP + inner
             x = tl.load(x_ptr + row[:, None] * K + k[None, :], mask=(row < M)[:, None] & (k < K)[None, :], other=0.0)
-            w = _group(words, j, x.dtype, 0 if ZERO else 8, ASSEMBLY)
-            if ZERO:
-                zero = tl.load(zero_ptr + (block * 8 + j) * N + column, mask=real, other=0)
-                w -= zero.to(x.dtype)[:, None]
+            y = tl.dot(x, _group(words, j, x.dtype, ASSEMBLY).T)
+            if ZERO:  # a sum of the inputs a row, as the tensor cores leave it where it is wanted
+                zero = tl.load(zero_ptr + (block * 8 + j) * N + column, mask=real, other=8)
+                y -= (
+                    tl.dot(x, tl.full([GROUP, OUTPUTS], 1.0, tl.float32).to(x.dtype))
+                    * (zero.to(tl.float32) - 8)[None, :]
+                )
             scale = tl.load(scale_ptr + (block * 8 + j) * N + column, mask=real, other=0.0)
-            total += tl.dot(x, w.T) * scale.to(tl.float32)[None, :]
+            total += y * scale.to(tl.float32)[None, :]
 
     at = row[:, None] * N + column[None, :]
     mine = (row < M)[:, None] & real[None, :]
@@ -113,29 +117,17 @@ def decode(
         tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=mine)
 
 
-@lru_cache
-def _kept_tickets(device: torch.device, stream: int, tiles: int) -> torch.Tensor:
-    return torch.zeros(tiles, dtype=torch.int32, device=device)
-
-
-def _tickets(device: torch.device, tiles: int) -> torch.Tensor:
-    """A counter a tile of outputs, zero between launches; streams and captured graphs do not share them."""
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(tiles, dtype=torch.int32, device=device)
-    return _kept_tickets(device, torch.cuda.current_stream(device).cuda_stream, tiles)
-
-
 def linear(x: torch.Tensor, weight: Int4Weight, bias: torch.Tensor | None, share: Share | None = None) -> torch.Tensor:
     """The product [M, N] of at most 16 tokens with a packed weight."""
     (M, K), N = x.shape, weight.outputs
     blocks = weight.words.shape[1] // weight.group
-    share = share or share_for(M, N, blocks, processors(x.device))
+    share = share or share_for(N, blocks, processors(x.device))
     tiles = triton.cdiv(N, share.outputs)
     y = torch.empty(M, N, dtype=x.dtype, device=x.device)
     partial = tickets = None
     if share.splits > 1:
         partial = torch.empty(share.splits, M, N, dtype=torch.float32, device=x.device)
-        tickets = _tickets(x.device, tiles)
+        tickets = zeros(x.device, tiles)
     decode[(tiles, share.splits)](
         x, weight.words, weight.scale, weight.zero, bias, y, partial, tickets, M, N, K, blocks,
         ROWS=16, OUTPUTS=share.outputs, GROUP=weight.group, SPLITS=share.splits, ZERO=weight.zero is not None,
