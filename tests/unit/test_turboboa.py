@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 from farout.errors import BadInput, UnknownName  # noqa: E402
 from farout.inside._attention import Products  # noqa: E402
 from farout.quantize import turboboa  # noqa: E402
-from farout.quantize._attention_hessians import attention_hessians, attention_maps  # noqa: E402
+from farout.quantize._attention_hessians import attention_hessians  # noqa: E402
+from farout.quantize._attention_watch import attention_maps  # noqa: E402
 from farout.quantize.grid import Grid, Steps  # noqa: E402
 from farout.quantize.recipe import quantize, recipe_of  # noqa: E402
 from farout.quantize.round import boa as solver  # noqa: E402
@@ -420,16 +421,19 @@ def test_of_a_norm_of_queries_the_jacobian_at_the_tokens_counts():
         vocab_size=50,
     )
     model = transformers.Qwen3Model(config).eval()
-    layer, ids = model.layers[0].self_attn, torch.randint(0, 50, (1, 5))
-    found = attention_hessians(model, [ids], query=layer.q_proj, key=layer.k_proj)
-    seen = given({"q": layer.q_proj, "k": layer.k_proj, "norm": layer.k_norm}, lambda: model(ids))
+    layer, data = model.layers[0].self_attn, [torch.randint(0, 50, (2, 5)) for _ in range(2)]
+    found = attention_hessians(model, data, query=layer.q_proj, key=layer.k_proj)
     R = rotations(5, 4, base=config.rope_parameters["rope_theta"])
-    keys = np.einsum("tij,tj->ti", R, seen["norm"][1][0, :, 0])
     expected = np.zeros((2, 4, 4))
-    for t, head in np.ndindex(5, 2):
-        query = torch.tensor(seen["q"][1][0, t].reshape(2, 4)[head], dtype=torch.float32)
-        J = R[t] @ torch.autograd.functional.jacobian(layer.q_norm, query).numpy()
-        expected[head] += 2 / 5 * J.T @ keys.T @ keys @ J
+    for ids in data:
+        maps = {"q": layer.q_proj, "norm": layer.k_norm}
+        seen = given(maps, lambda ids=ids: model(ids))
+        for at in range(2):
+            keys = np.einsum("tij,tj->ti", R, seen["norm"][1][at, :, 0])
+            for t, head in np.ndindex(5, 2):
+                query = torch.tensor(seen["q"][1][at, t].reshape(2, 4)[head], dtype=torch.float32)
+                J = R[t] @ torch.autograd.functional.jacobian(layer.q_norm, query).numpy()
+                expected[head] += 2 / 20 * J.T @ keys.T @ keys @ J
     np.testing.assert_allclose(found["q"].hessian, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 

@@ -39,13 +39,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from farout.cards import paper
 from farout.errors import BadInput
-from farout.quantize._attention_hessians import HeadHessian, attention_hessians, attention_maps
+from farout.quantize._attention_hessians import HeadHessian, attention_hessians
+from farout.quantize._attention_watch import attention_maps
 from farout.quantize._blocks import Block
-from farout.quantize._linear import QuantLinear
 from farout.quantize.grid import Grid, Scheme, Steps
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round._common import Rounded
@@ -122,7 +121,7 @@ class TurboBoA(Recipe):
 
     def block(self, block: Block, scheme: Scheme) -> None:
         """Quantize a block, the maps of a feed at a time, each on inputs that come from rounded maps."""
-        twin = copy.deepcopy(block.module) if self.alpha else None
+        twin = _twin(block) if self.alpha else None
         heads = self._heads(block, twin)
         for feed in block.feeds:
             hessians, crosses = _moments(block, feed.maps, twin)
@@ -133,7 +132,7 @@ class TurboBoA(Recipe):
             round_weights(block, feed.maps, scheme.weights, solve)
             round_inputs(block, feed.maps, scheme.inputs)
 
-    def _heads(self, block: Block, twin: nn.Module | None) -> dict[str, dict[str, HeadHessian]]:
+    def _heads(self, block: Block, twin: Block | None) -> dict[str, dict[str, HeadHessian]]:
         """Find Hessians of heads by map, for queries ("q"), keys and values, while all maps are in full precision."""
         if not self.attention and not self.values:
             return {}
@@ -155,7 +154,7 @@ class TurboBoA(Recipe):
             key=maps[which["k"]],
             value=maps[which["v"]] if self.values else None,
             keep=block.calls.keep,
-            full=None if twin is None else lambda at: _read(block, twin, which["v"], at),
+            full=None if twin is None else lambda at: _read(twin, which["v"], at).view(*block.states[at].shape[:2], -1),
         )
         wanted = ("q", "k") if self.attention else ()
         heads: dict[str, dict[str, HeadHessian]] = {}
@@ -222,8 +221,14 @@ def _taken(steps: Steps, rows: torch.Tensor) -> Steps:
     return Steps(steps.scale[rows], None if steps.zero is None else steps.zero[rows], steps.global_scale)
 
 
+def _twin(block: Block) -> Block:
+    """Return the block in full precision, on the stream of the full model."""
+    assert block.plain is not None
+    return Block(block.name, block.index, copy.deepcopy(block.module), block.calls, block.plain, feeds=block.feeds)
+
+
 def _moments(
-    block: Block, names: tuple[str, ...], twin: nn.Module | None
+    block: Block, names: tuple[str, ...], twin: Block | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the Hessians of maps that share an input, and, with the full block, ``(2/n) sum (x_full - x) x'``."""
     hessians = block.hessians(names)
@@ -231,33 +236,15 @@ def _moments(
         return hessians, {}
     total, count = torch.zeros_like(hessians[names[0]]), 0
     for at, keep in enumerate(block.calls.keep):
-        x, full = (_read(block, module, names[0], at).float().flatten(0, -2) for module in (block.module, twin))
+        x, full = (_read(one, names[0], at).float() for one in (block, twin))
         x, full = (x, full) if keep is None else (x[keep], full[keep])
         total.addmm_((full - x).T, x)
         count += len(x)
     return hessians, dict.fromkeys(names, total.mul_(2 / count))
 
 
-class _Read(Exception):
-    """Leaves a block when a map has been called."""
-
-
-def _read(block: Block, module: nn.Module, name: str, at: int) -> torch.Tensor:
-    """Return what a map reads: in the block itself, or in its full twin on the stream of the full model."""
+def _read(block: Block, name: str, at: int) -> torch.Tensor:
+    """Return what a map reads in a batch (N, I), padding included."""
     seen: list[torch.Tensor] = []
-
-    def enter(one: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen.append(one.enter(args[0]) if isinstance(one, QuantLinear) else args[0])
-        raise _Read
-
-    states = block.states if module is block.module else block.plain
-    assert states is not None
-    handle = module.get_submodule(name).register_forward_pre_hook(enter)
-    try:
-        with torch.no_grad():
-            block.calls.run(block.name, module, at, states[at])
-    except _Read:
-        return seen[0]
-    finally:
-        handle.remove()
-    raise BadInput(f"'{block.name}' did not call its map '{name}' on batch {at} of the calibration data")
+    block.watch_batch(name, at, seen.append)
+    return seen[0]
