@@ -31,6 +31,7 @@ METHODS: dict[str, Any] = {
     "without adaptive steps": {"recipe": "turboboa", "adaptive": False},
     "without refined steps": {"recipe": "turboboa", "refine": 0},
 }
+MAIN = tuple(METHODS)[:6]
 ADDITIONS = ("without errors of inputs", "without adaptive steps", "without refined steps")
 LESS, AS_GOOD, FASTER = 0.9, 1.05, 3.0
 THRESHOLD = (
@@ -49,8 +50,8 @@ class Subject:
 
     Attributes
     ----------
-    model : str
-    schemes, methods : tuple of str
+    model, scheme : str
+    methods : tuple of str
     samples, length : int
         Of calibration: windows of text, and tokens of each.
     held_out : int
@@ -58,7 +59,7 @@ class Subject:
     """
 
     model: str
-    schemes: tuple[str, ...]
+    scheme: str
     methods: tuple[str, ...]
     samples: int
     length: int
@@ -66,10 +67,12 @@ class Subject:
 
 
 SUBJECTS = {
-    "small": (Subject("small llama", ("w2a16-asym",), ("GPTQ, searched steps", "BoA", "TurboBoA"), 8, 128, 8),),
+    "small": (Subject("small llama", "w2a16-asym", ("GPTQ, searched steps", "BoA", "TurboBoA"), 8, 128, 8),),
     "full": (
-        Subject("SmolLM2-135M", ("w2a16-asym", "w3a16-asym"), tuple(METHODS), 32, 512, 64),
-        Subject("MiniLM", ("w2a16-asym", "w3a16-asym"), tuple(METHODS), 64, 128, 256),
+        Subject("SmolLM2-135M", "w2a16-asym", (*MAIN, *ADDITIONS), 32, 512, 64),
+        Subject("SmolLM2-135M", "w3a16-asym", MAIN, 32, 512, 64),
+        Subject("MiniLM", "w2a16-asym", tuple(METHODS), 64, 128, 256),
+        Subject("MiniLM", "w3a16-asym", MAIN, 64, 128, 256),
     ),
 }
 
@@ -78,10 +81,10 @@ def claim(budget: str, progress: Progress) -> Claim:
     """Run the claim; all parts must hold. The small budget knows a small decoder of bytes, 2 bits and one draw."""
     seeds = SEEDS[:1] if budget == "small" else SEEDS
     rows: list[dict[str, Any]] = []
-    jobs = [(s, scheme, seed) for s in SUBJECTS[budget] for scheme in s.schemes for seed in seeds]
-    for place, (subject, scheme, seed) in enumerate(jobs):
-        progress(f"{subject.model}, {scheme}, seed {seed}", 0.9 * place / len(jobs))
-        rows += runs(subject, scheme, seed, budget == "full")
+    jobs = [(subject, seed) for subject in SUBJECTS[budget] for seed in seeds]
+    for place, (subject, seed) in enumerate(jobs):
+        progress(f"{subject.model}, {subject.scheme}, seed {seed}", 0.9 * place / len(jobs))
+        rows += runs(subject, seed, budget == "full")
     progress("times", 0.9)
     times = kept_times() if budget == "full" else solver_times(128, 4, 1)
     return _concluded(budget, rows, times, seeds)
@@ -92,31 +95,22 @@ def _concluded(budget: str, rows: list[dict[str, Any]], times: dict[str, Any], s
     keeps, notes = True, []
     tables: dict[str, list[dict[str, Any]]] = {}
     for subject in SUBJECTS[budget]:
-        lost = "loss gap" if "loss gap" in next(row for row in rows if row["model"] == subject.model) else "distance"
-        for scheme in subject.schemes:
-            mean = {
-                method: _mean(
-                    [r for r in rows if (r["model"], r["scheme"], r["method"]) == (subject.model, scheme, method)]
-                )
-                for method in subject.methods
-            }
-            tables[f"{subject.model}, {scheme}"] = [{"method": method, **facts} for method, facts in mean.items()]
-            score, loss = ({m: facts[what] for m, facts in mean.items()} for what in ("score error", lost))
-            parts = {
-                "BoA's scores": score["BoA"] <= LESS * score["GPTQ, searched steps"],
-                "TurboBoA's scores": score["TurboBoA"] <= AS_GOOD * score["BoA"],
-                f"its {lost}": loss["TurboBoA"] <= loss["BoA"],
-            }
-            if scheme.startswith("w2") and set(ADDITIONS) <= set(mean):
-                parts |= {word: loss[word] > loss["TurboBoA"] for word in ADDITIONS}
-            keeps &= all(parts.values())
-            failing = ", ".join(word for word, fine in parts.items() if not fine)
-            notes.append(
-                f"{subject.model} {scheme} {verdict(not failing)}{f' ({failing})' if failing else ''}: score error "
-                f"{score['GPTQ, searched steps']:.4f} with GPTQ, {score['BoA']:.4f} with BoA, "
-                f"{score['TurboBoA']:.4f} with TurboBoA; {lost} {loss['GPTQ, searched steps']:.4f}, {loss['BoA']:.4f}, "
-                f"{loss['TurboBoA']:.4f}."
-            )
+        own = [row for row in rows if (row["model"], row["scheme"]) == (subject.model, subject.scheme)]
+        mean = {method: _mean([row for row in own if row["method"] == method]) for method in subject.methods}
+        lost = "loss gap" if "loss gap" in own[0] else "distance"
+        tables[f"{subject.model}, {subject.scheme}"] = [{"method": method, **facts} for method, facts in mean.items()]
+        score, loss = ({m: facts[what] for m, facts in mean.items()} for what in ("score error", lost))
+        parts = {
+            "BoA's scores": score["BoA"] <= LESS * score["GPTQ, searched steps"],
+            "TurboBoA's scores": score["TurboBoA"] <= AS_GOOD * score["BoA"],
+            f"its {lost}": loss["TurboBoA"] <= loss["BoA"],
+        }
+        parts |= {word: loss[word] > loss["TurboBoA"] for word in ADDITIONS if word in loss}
+        keeps &= all(parts.values())
+        failing = ", ".join(word for word, fine in parts.items() if not fine)
+        verb = verdict(not failing) + (f" ({failing})" if failing else "")
+        both = (f"{word} {_three(of)}" for word, of in (("score error", score), (lost, loss)))
+        notes.append(f"{subject.model} {subject.scheme} {verb}: GPTQ / BoA / TurboBoA {', '.join(both)}.")
     ratio = times["BoA"] / times["TurboBoA"]
     faster = bool(ratio >= FASTER)
     notes.append(
@@ -125,7 +119,7 @@ def _concluded(budget: str, rows: list[dict[str, Any]], times: dict[str, Any], s
         "are rounded at once in both, which makes BoA faster here than in the paper."
     )
     first = SUBJECTS[budget][0]
-    worst = {row["method"]: row for row in tables[f"{first.model}, {first.schemes[0]}"]}
+    worst = {row["method"]: row for row in tables[f"{first.model}, {first.scheme}"]}
     return Claim(
         paper="TurboBoA",
         published="more than three times faster than BoA, and more accurate",
@@ -142,18 +136,21 @@ def _concluded(budget: str, rows: list[dict[str, Any]], times: dict[str, Any], s
     )
 
 
+def _three(of: Mapping[str, float]) -> str:
+    return " / ".join(f"{of[method]:.4f}" for method in ("GPTQ, searched steps", "BoA", "TurboBoA"))
+
+
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     numbers = [name for name, value in rows[0].items() if isinstance(value, float)]
     return {name: float(np.mean([row[name] for row in rows])) for name in numbers}
 
 
-def runs(subject: Subject, scheme: str, seed: int, kept: bool) -> list[dict[str, Any]]:
+def runs(subject: Subject, seed: int, kept: bool) -> list[dict[str, Any]]:
     """Quantize a model with every method and measure it; a run that was kept is taken as it is, from any machine.
 
     Parameters
     ----------
     subject : Subject
-    scheme : str
     seed : int
         For the calibration text.
     kept : bool
@@ -164,15 +161,14 @@ def runs(subject: Subject, scheme: str, seed: int, kept: bool) -> list[dict[str,
     """
     lab, rows = None, []
     for method in subject.methods:
-        what = json.dumps([asdict(subject) | {"methods": METHODS[method]}, scheme, seed])
+        what = json.dumps([asdict(subject) | {"methods": METHODS[method]}, seed])
         path = Path(RUNS) / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
         if kept and path.is_file():
             rows.append(json.loads(path.read_text(encoding="utf-8")))
             continue
         lab = lab or _Lab(subject, seed)
-        rows.append(
-            {"model": subject.model, "scheme": scheme, "seed": seed, "method": method} | lab.run(method, scheme)
-        )
+        told = {"model": subject.model, "scheme": subject.scheme, "seed": seed, "method": method}
+        rows.append(told | lab.run(method, subject.scheme))
         if kept:
             _write(path, rows[-1])
     return rows
@@ -210,10 +206,9 @@ class _Lab:
         from farout.quantize import quantize
 
         model = copy.deepcopy(self.opened.model)
-        start = time.perf_counter()
         quantize(model, METHODS[method], scheme, self.batches)
-        row: dict[str, Any] = {"seconds": time.perf_counter() - start}
-        row["score error"] = float(score_errors(self.opened.model, model, self.held_out[:1]).mean())
+        errors = score_errors(self.opened.model, model, self.held_out[:1])
+        row: dict[str, Any] = {"score error": float(errors.mean())}
         if self.opened.causal:
             row["loss gap"] = float(self._told(model) - self.expected)
         else:
