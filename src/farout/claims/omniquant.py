@@ -33,8 +33,9 @@ THRESHOLD = (
     f"({CHANNELS} channels of norms and of values, {FACTOR:g} times as large), with clipping and moves together, less "
     f"than {WIDE:g} of what it loses with their start (scales of SmoothQuant, no training), and less than with "
     "clipping alone, with moves alone and with GPTQ. The errors of the last block are smaller after training than at "
-    "the start (rounding to nearest for weights alone). SmolLM2-135M, which is measured where there is a GPU, loses less at W2A16g64 with learned clipping than with "
-    "rounding to nearest and with GPTQ, and at W4A4 less with both than with their start."
+    "the start (rounding to nearest for weights alone). SmolLM2-135M, which is measured where there is a GPU, loses less "
+    "at W2A16g64 with learned clipping than with rounding to nearest and with GPTQ, and at W4A4 less with both than with "
+    "their start."
 )
 PLAIN, PLANTED, SMOL = "small", "planted", "SmolLM2-135M"
 ARMS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -100,8 +101,8 @@ def claim(budget: str, progress: Progress) -> Claim:
         note += "" if gpu else f" {SMOL} was not measured: there is no GPU."
     return Claim(
         paper="OmniQuant",
-        published="LLaMA-2 from 7B to 70B in 1 to 16 hours on one A100 with 128 samples; gains are largest at W2A16 and "
-        "W4A4",
+        published="LLaMA-2 from 7B to 70B in 1 to 16 hours on one A100 with 128 samples; gains are largest at W2A16 "
+        "and W4A4",
         measure="loss at W4A4 above that of the full model, nats a byte, planted model",
         ours=lost[BOTH],
         baseline=("its start, scales of SmoothQuant", lost[START]),
