@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from farout.claims._claim import Claim
 from farout.claims._tables import SEEDS, Progress, verdict
+from farout.io.files import writing
 
+RUNS = "out/adadim"  # where finished runs of the full budget lie
 METHODS: dict[str, dict[str, Any]] = {
     "RTN-oc": {"recipe": "adadim", "dimension": "oc"},
     "RTN-ic": {"recipe": "adadim", "dimension": "ic"},
@@ -75,12 +81,41 @@ def claim(budget: str, progress: Progress) -> Claim:
     jobs = [(subject, seed) for subject in SUBJECTS[budget] for seed in seeds]
     for place, (subject, seed) in enumerate(jobs):
         progress(f"{subject.model}, seed {seed}", place / len(jobs))
-        lab = _Lab(subject, seed, budget)
-        for scheme in subject.schemes:
-            where = {"model": subject.model, "scheme": scheme, "seed": seed}
-            rows += [where | {"method": method} | lab.run(method, scheme) for method in subject.methods]
-        errors += [{"model": subject.model, "seed": seed} | row for row in lab.errors("W3g32")]
+        found = runs(subject, seed, budget)
+        rows, errors = rows + found[0], errors + found[1]
     return _concluded(budget, rows, errors, seeds)
+
+
+def runs(subject: Subject, seed: int, budget: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Quantize a model with every method and measure it; of the full budget, what was kept is taken as it is.
+
+    Parameters
+    ----------
+    subject : Subject
+    seed : int
+        For the calibration text.
+    budget : {"small", "full"}
+
+    Returns
+    -------
+    rows, errors : list of dict
+        What is lost by method and scheme, and errors of modules by map.
+    """
+    lab, found = _Lab(subject, seed, budget), []
+    for scheme, method in [*product(subject.schemes, subject.methods), ("W3g32", "errors")]:
+        where = {"model": subject.model, "scheme": scheme, "seed": seed, "method": method}
+        what = json.dumps([where, METHODS.get(method), subject.samples, subject.held_out, CHANNELS, FACTOR])
+        path = Path(RUNS) / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+        if budget == "full" and path.is_file():
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+            continue
+        measured = [where | one for one in (lab.errors(scheme) if method == "errors" else [lab.run(method, scheme)])]
+        found.append(measured)
+        if budget == "full":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with writing(path) as temporary:
+                temporary.write_text(json.dumps(measured), encoding="utf-8")
+    return [row for rows in found[:-1] for row in rows], found[-1]
 
 
 def _concluded(budget: str, rows: list[dict[str, Any]], errors: list[dict[str, Any]], seeds: tuple[int, ...]) -> Claim:

@@ -28,7 +28,7 @@ import torch
 
 from farout.cards import paper
 from farout.errors import BadInput
-from farout.quantize._attention_hessians import attention_maps
+from farout.quantize._attention_watch import attention_maps
 from farout.quantize._blocks import Block
 from farout.quantize._search import Trials, sample
 from farout.quantize._structure import Feed
