@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from farout.errors import BadInput
+from farout.quantize._floats import NEAREST
 from farout.quantize.grid import Grid, Steps
 from farout.quantize.round._columns import _rows, _to
 from farout.quantize.round._common import Rounded, checked_hessian, checked_weight, dead_inputs
@@ -112,24 +113,29 @@ class Descent:
 
         A move by ``m`` to ``d``, where ``c`` is lowest, adds ``H_jj m (2 (d - c) - m)`` to the error.
         """
-        target, change, moved = self.target[start:stop], self.change[start:stop], torch.empty_like(lowest)
-        pulls, rows = self.pull[start:stop, start:stop], self.which[start:stop].tolist()
-        parts = (one.unbind() for one in (target, change, lowest, moved, pulls))
-        for j, (aim, now, low, move, pull) in enumerate(zip(*parts)):
+        block, which = slice(start, stop), self.which[start:stop]
+        target, change, new = self.target[block], self.change[block], torch.empty_like(lowest)
+        before = self.pull[block, block].tril()
+        lowest.addmm_(before, change)  # earlier inputs of the block count with their new weights, as these come
+        parts = lowest, new, target / self.scale[which], -target, before
+        for j, (row, low, to, aim, off, pull) in enumerate(zip(which.tolist(), *map(torch.unbind, parts))):
             if j:
-                low.addmv_(moved[:j].T, pull[:j], alpha=-1)
-            new = self._set(aim + low, rows[j], relaxed).sub_(aim)
-            torch.sub(new, now, out=move)
-            now.copy_(new)
-        gained += (self.use[start:stop, None] * moved * (2 * (change - lowest) - moved)).sum(0, dtype=torch.float64)
+                low.addmv_(new[:j].T, pull[:j], alpha=-1)
+            inverse, least, most, step = self._steps[row]
+            code = torch.addcmul(aim, low, inverse).clamp_(least, most)
+            if not relaxed:
+                code = code.round_() if self.grid.kind == "int" else NEAREST[self.grid.bits](code)
+            torch.addcmul(off, code, step, out=to)
+        moved = new - change
+        gained += (self.use[block, None] * moved * (2 * (new - lowest) - moved)).sum(0, dtype=torch.float64)
+        change.copy_(new)
 
-    def _set(self, u: torch.Tensor, row: int, relaxed: bool) -> torch.Tensor:
-        """Return the numbers (O,) nearest to the lowest points: of the grid, or of its range."""
-        scale, zero = self.scale[row], None if self.zero is None else self.zero[row]
-        if not relaxed:
-            return self.grid.nearest(u, Steps(scale, zero))
-        low, high = (scale * (end if zero is None else end - zero) for end in self.grid.ends)
-        return torch.clamp(u, low, high)
+    @cached_property
+    def _steps(self) -> list[tuple[torch.Tensor, ...]]:
+        """By row of steps: inverse of the scale, least and greatest code without zero points, scale; each (O,)."""
+        zero = torch.zeros_like(self.scale) if self.zero is None else self.zero
+        low, high = (end - zero for end in self.grid.ends)
+        return list(zip(*map(torch.unbind, (1 / self.scale, low, high, self.scale))))
 
     def in_place(self, rows: torch.Tensor) -> torch.Tensor:
         """Bring rows (I, O) back into the order and shape of the weight."""
