@@ -483,7 +483,7 @@ def test_the_kernel_equals_torch(grid, relaxed):
         aims = [-(work.pull[start:stop] @ work.change) for work in (one, other)]
         one.visit(start, stop, aims[0], relaxed, gained[0])
         kernel.visit(other, start, stop, aims[1], relaxed, gained[1])
-    apart = (one.change != other.change).float().mean() if not relaxed else 0.0
+    apart = ((one.change - other.change).abs() > 1e-3).float().mean()
     assert apart < 0.01  # a weight near the middle between two steps goes either way, and others follow
     torch.testing.assert_close(gained[0].sum(), gained[1].sum(), rtol=0.01, atol=0)
     assert float((one.change - other.change).norm() / one.change.norm()) < (1e-4 if relaxed else 0.1)
