@@ -25,7 +25,8 @@ Differences from the paper and the official code (spcl/QuaRot):
   that the last map of attention reads are rotated together.
 - Orders 156 and 172, which the code has as tables, cannot be had; blocks of the largest order that divides stand in.
 - Inputs of maps that are finished are rounded while those behind are calibrated; the code rounds inputs at the end.
-- The range of inputs is cut to 0.9 in the paper; in the code that is an option, 1 by default.
+- The range of inputs is cut to 0.9 in the paper, for 4 bits; in the code that is an option, 1 by default. Here inputs
+  of more than 4 bits keep theirs, since their steps are so fine that cutting costs more than it gains.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from farout.quantize.round.rtn import clipped_steps, rtn
 __all__ = ["ClippedRounding", "QuaRot"]
 
 SOLVERS = ("gptq", "rtn")
+CLIP, FEW = 0.9, 4  # of the range of a token, for inputs of so few bits
 
 
 @part
@@ -119,8 +121,8 @@ class QuaRot(Recipe):
     ----------
     solver : {"gptq", "rtn"}
         How weights are rounded.
-    clip : float
-        Share of a token's range that its step is taken from.
+    clip : float, optional
+        Share of a token's range that its step is taken from; by default 0.9 up to 4 bits, and 1 above.
     clip_weights : bool
         Whether the range of the weights that share a step is searched, by the least sum of ``|w - v|^2.4``.
     damping, order
@@ -144,7 +146,7 @@ class QuaRot(Recipe):
     """
 
     solver: str = "gptq"
-    clip: float = 0.9
+    clip: float | None = None
     clip_weights: bool = True
     damping: float = 0.01
     order: bool = False
@@ -154,7 +156,7 @@ class QuaRot(Recipe):
         """Refuse inputs that are no integers, or whose steps come from calibration."""
         if self.solver not in SOLVERS:
             raise UnknownName("solver", self.solver, SOLVERS)
-        if not 0 < self.clip <= 1:
+        if self.clip is not None and not 0 < self.clip <= 1:
             raise BadInput(f"'clip' is a share of the range, above 0 and at most 1; {self.clip:g} was given")
         grid = scheme.inputs
         if grid is not None and (grid.kind != "int" or not grid.dynamic or grid.per not in ("token", "group")):
@@ -188,9 +190,11 @@ class QuaRot(Recipe):
                 return gptq(weight, hessians[name], grid, damping=self.damping, order=self.order, steps=steps)  # noqa: B023
 
             round_weights(block, feed.maps, scheme.weights, solve)
-            if scheme.inputs is not None:
+            grid = scheme.inputs
+            if grid is not None:
+                clip = self.clip or (CLIP if grid.bits <= FEW else 1.0)
                 for name in feed.maps:
-                    block.own(name).rounding = ClippedRounding(scheme.inputs, self.clip)
+                    block.own(name).rounding = ClippedRounding(grid, clip)
 
 
 def _rotate(block: Block, feed: Any, seed: int) -> None:

@@ -168,12 +168,15 @@ class _Lab:
         wide = [m for m in self.block.maps if plain[m][0].shape[-1] == len(s)]
         readers = [m for m in wide if not _apart(scaled.inputs[m][0], plain[m][0] * s)]
         undone = self.run(self.x, {name: lambda out: out * s}, {m: lambda x: x / s for m in readers})
+        where = f"{self.block.name}.{name}"
+        twice = [m for m in (name, *readers) if len(plain[m]) > 1]
+        if twice:
+            raise Blocked(f"'{self.block.name}.{twice[0]}' is called more than once in a block")
         gap = float((undone.output - self.plain.output).abs().max())
-        once = all(len(plain[m]) == 1 for m in (name, *readers))
-        if not (once and readers) or gap > _SAME * float(self.plain.output.abs().max()):
-            raise Blocked(f"others than linear maps read '{self.block.name}.{name}', so they cannot take its gain over")
+        if not readers or gap > _SAME * float(self.plain.output.abs().max()):
+            raise Blocked(f"others than linear maps read '{where}', so they cannot take its gain over")
         norm, x = self.twin.get_submodule(name), self.plain.inputs[name][0]
-        return StreamNorm(name, tuple(readers), *kind_of(norm, x, f"{self.block.name}.{name}"))
+        return StreamNorm(name, tuple(readers), *kind_of(norm, x, where))
 
     def multiple(self, seen: _Seen) -> float | None:
         """Return how often ``c`` came out at every token; None where something else did."""
