@@ -9,14 +9,18 @@ The paper claims that models of 175B parameters run in 8 bits without loss, over
 in 8 bits, where plain 8-bit products fail from 6.7B parameters on.
 
 Differences from the paper, as in its code (bitsandbytes): the columns of weights that meet outliers are those of the
-8-bit weights, not a copy in 16 bits. Products of integers are computed with plain numbers that stand on their grids; on
-a GPU :func:`farout.quantize.kernels.int8_linear` computes with integers.
+8-bit weights, not a copy in 16 bits. ``columns="full"`` is the paper's text: columns in which calibration saw an
+outlier stay as they are. It matters where such columns of weights are small, since their errors meet large inputs.
+Differences from the code: what a map reads is compared with the threshold, and kept, in the precision of the model,
+where the code casts it to float16 first; the gradient of training is not here.
+Products of integers are computed with plain numbers that stand on their grids; on a GPU
+:func:`farout.quantize.kernels.int8_linear` computes with integers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +29,14 @@ from farout.cards import paper
 from farout.errors import BadInput
 from farout.quantize._blocks import Block
 from farout.quantize._linear import part
-from farout.quantize.grid import Scheme
+from farout.quantize.grid import Grid, Scheme
 from farout.quantize.recipe import Recipe, round_weights
+from farout.quantize.round._common import Rounded, working
 from farout.quantize.round.rtn import rtn
 
 __all__ = ["LLMInt8", "Split"]
+
+INPUTS = Grid(8, "token", rule="narrow")
 
 
 @part
@@ -41,12 +48,12 @@ class Split(nn.Module):
 
         ``r(X)_ij = round(127 X_ij / a_i) a_i / 127`` outside of ``C``, and ``X_ij`` in it.
 
-    Which columns these are depends on all rows of a call.
+    Which columns these are depends on all rows of a call, padding too: a single token is split otherwise alone.
 
     Parameters
     ----------
     threshold : float
-        0 splits nothing off.
+        Where an outlier begins; 0 splits nothing off.
 
     Examples
     --------
@@ -68,20 +75,20 @@ class Split(nn.Module):
         """Return what it needs to be made again."""
         return {"threshold": self.threshold}
 
+    def outliers(self, x: torch.Tensor) -> torch.Tensor:
+        """Return which values are outliers, in the shape of ``x``."""
+        return x.abs() >= (self.threshold or torch.inf)
+
     def columns(self, x: torch.Tensor) -> torch.Tensor:
         """Return which columns hold an outlier (I,)."""
-        if self.threshold <= 0:
-            return torch.zeros(x.shape[-1], dtype=torch.bool, device=x.device)
-        return (x.abs() >= self.threshold).flatten(0, -2).any(0)
+        return self.outliers(x).flatten(0, -2).any(0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Round all columns but those with outliers."""
-        size = x.abs()
-        if self.threshold > 0:
-            size = torch.where(size >= self.threshold, 0.0, size)
-        reach = size.amax(-1, keepdim=True)
-        step = torch.where(reach > 0, reach, 1.0) / 127
-        return torch.where(self.columns(x), x, (x / step).round().clamp(-127, 127) * step)
+        wide = working(x)  # 127 x would overflow in float16
+        outliers = self.outliers(x)
+        steps = INPUTS.steps(wide.masked_fill(outliers, 0))
+        return torch.where(outliers.flatten(0, -2).any(0), x, INPUTS.rounded(wide, steps).to(x.dtype))
 
     def extra_repr(self) -> str:
         """Say what is split off."""
@@ -108,22 +115,60 @@ class LLMInt8(Recipe):
     ----------
     threshold : float
         Where an outlier begins; 0 splits nothing off.
+    columns : {"int8", "full"}
+        What inputs with outliers are multiplied with: 8-bit weights, or, where calibration saw these outliers, weights
+        as they are, which are not counted in ``bits_per_weight``.
+
+    Raises
+    ------
+    BadInput
+        The threshold is below 0, or there are no such columns.
+
+    Examples
+    --------
+    >>> from farout.quantize import quantize
+    >>> block = lambda: torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Linear(16, 16))
+    >>> quantized = quantize(torch.nn.Sequential(block(), block()), "llm_int8", "w8a8", [torch.randn(4, 64, 16)])
+    >>> quantized.maps["0.1"].rounding
+    Split(threshold=6.0)
     """
 
-    calibrated: ClassVar[bool] = False
-
     threshold: float = 6.0
+    columns: str = "int8"
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise BadInput(f"the threshold of outliers is 0 (no outliers) or above, not {self.threshold}")
+        if self.columns not in ("int8", "full"):
+            raise BadInput(f"columns with outliers are 'int8' or 'full', not '{self.columns}'")
+
+    @property
+    def calibrated(self) -> bool:  # type: ignore[override]
+        """Whether data are needed."""
+        return self.columns == "full"
 
     def check(self, scheme: Scheme) -> None:
-        """Refuse anything but 8-bit weights and 8-bit inputs a token."""
-        inputs = scheme.inputs
-        fits = scheme.weights.kind == "int" and scheme.weights.bits == 8 and scheme.weights.per == "channel"
-        if not fits or inputs is None or inputs.bits != 8 or inputs.per != "token":
-            raise BadInput(f"LLM.int8() rounds weights and inputs to 8 bits; give 'w8a8', not '{scheme}'")
+        """Refuse anything but 8-bit integers, symmetric, a scale for each row and each token."""
+        weights, inputs = scheme.weights, scheme.inputs
+        fits = inputs is not None and (weights.per, inputs.per) == ("channel", "token")
+        if not fits or any((g.kind, g.bits, g.symmetric) != ("int", 8, True) for g in (weights, inputs) if g):
+            raise BadInput(
+                f"LLM.int8() rounds to 8-bit integers, with a scale for each row of weights and each token, not "
+                f"'{scheme}'. It can do 'w8a8'; scales are those of +-127"
+            )
 
     def block(self, block: Block, scheme: Scheme) -> None:
         """Quantize a block."""
-        grid = replace(scheme.weights, rule="narrow")
-        round_weights(block, block.maps, grid, lambda name, weight, grid: rtn(weight, grid))
+        facts = block.facts(block.maps) if self.columns == "full" and self.threshold else {}
+
+        def solve(name: str, weight: torch.Tensor, grid: Grid) -> Rounded:
+            if name not in facts:
+                return rtn(weight, grid)
+            outlying = facts[name].absmax >= self.threshold
+            rounded = rtn(weight.masked_fill(outlying, 0), grid)
+            kept = working(weight).masked_fill(~outlying, 0)
+            return Rounded(rounded.weight + kept, rounded.steps, grid, kept)
+
+        round_weights(block, block.maps, replace(scheme.weights, rule="narrow"), solve)
         for name in block.maps:
             block.own(name).rounding = Split(self.threshold)

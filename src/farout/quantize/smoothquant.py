@@ -8,8 +8,13 @@ a norm gives into the weights that read it: ``s_j = max|X_j|^alpha / max|W_j|^(1
 The paper claims 8-bit weights and activations for models up to 530B parameters with negligible loss; WikiText-2
 perplexity of Llama-2-7B 5.474 to 5.515.
 
-Differences from the official code (mit-han-lab/smoothquant): none in the scales. Maps that a norm feeds are found by
-experiment; where the norm's output has other readers (blocks that normalise after their sums), maps divide as they run.
+Only what norms give is smoothed. Inputs with static steps (``"w8a8-tensor"``) take them from a second pass, over the
+smoothed model.
+
+Differences from the official code (mit-han-lab/smoothquant): maps that a norm feeds are found by experiment; where the
+norm's output has other readers (blocks that normalise after their sums), maps divide as they run. A channel of which
+calibration saw less than 1e-5 counts as 1e-5. Steps are those of the scheme; the code's are maxima over 127 (in
+``"w8a8"`` over 127.5). Products of attention stay as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import ClassVar
 import torch
 
 from farout.cards import paper
-from farout.errors import NothingMatched
+from farout.errors import BadInput, NothingMatched
 from farout.quantize._blocks import Block
 from farout.quantize._structure import Feed
 from farout.quantize.grid import Scheme
@@ -87,12 +92,21 @@ class SmoothQuant(Recipe):
     Parameters
     ----------
     alpha : float
-        The share, in [0, 1]: 0.5 for OPT and BLOOM, 0.8 to 0.9 for LLaMA-like models.
+        The share, in [0, 1]: 0.5 for OPT and BLOOM, 0.6 to 0.7 for Falcon, 0.8 to 0.9 for LLaMA-like models.
+
+    Raises
+    ------
+    BadInput
+        The share is outside of [0, 1].
     """
 
     full: ClassVar[bool] = True
 
     alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise BadInput(f"alpha is a share from 0 to 1, not {self.alpha}")
 
     def block(self, block: Block, scheme: Scheme) -> None:
         """Quantize a block."""
