@@ -269,6 +269,21 @@ def test_unused_inputs_and_heads_that_nobody_reads():
     torch.testing.assert_close(found.weight[6:], boa(W[6:], H, None, ASYMMETRIC).weight, rtol=0, atol=0.8)
 
 
+def test_damping_adds_to_both_diagonals_and_more_where_that_is_not_enough():
+    W, H, H_out, R = layer()
+    eye, own = torch.eye(10, dtype=torch.float64), torch.eye(6, dtype=torch.float64)
+    mean = H_out.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    damped = H + 0.3 * H.diagonal().mean() * eye, H_out + 0.3 * mean * own
+    expected = boa(W, *damped, ASYMMETRIC, cross=R, rows=4, damping=0.0)
+    found = boa(W, H, H_out, ASYMMETRIC, cross=R, rows=4, damping=0.3)
+    torch.testing.assert_close(found.weight, expected.weight, rtol=0, atol=1e-10)
+    assert not torch.allclose(found.weight, boa(W, H, H_out, ASYMMETRIC, cross=R, rows=4, damping=0.0).weight)
+    few = torch.ones(2, 6, 6, dtype=torch.float64)  # of keys that are all the same
+    assert boa(W, H, few, ASYMMETRIC, rows=2, damping=0.0).weight.isfinite().all()
+    with pytest.raises(BadInput, match="head 1 is not positive definite"):
+        boa(W, H, torch.stack([own, -own]), ASYMMETRIC)
+
+
 def test_what_does_not_fit_is_refused():
     W, H, H_out, _ = layer()
     with pytest.raises(BadInput, match="heads d = 12"):
