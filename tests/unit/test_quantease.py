@@ -490,6 +490,29 @@ def test_the_kernel_equals_torch(grid, relaxed):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fault", ["fails", "differ"])
+def test_a_kernel_that_is_not_right_is_not_used(fault, monkeypatch):
+    pytest.importorskip("triton")
+    from farout.quantize.round import _coordinate_descent_kernel as kernel
+
+    def wrong(descent, start, stop, lowest, relaxed, gained):
+        if fault == "fails":
+            raise RuntimeError("it fails here")
+        descent.change[start:stop] = 1.0
+
+    weight, hessian = (one.float().cuda() for one in problem(19))
+    expected = coordinate_descent(weight, hessian, Grid(3)).weight
+    monkeypatch.setattr(kernel, "visit", wrong)
+    _descent._sound.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=f"the GPU kernel of QuantEase is not used, since .* {fault}"):
+            found = coordinate_descent(weight, hessian, Grid(3)).weight
+    finally:
+        _descent._sound.cache_clear()
+    assert (found - expected).abs().gt(1e-3).float().mean() < 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("grid", GRIDS[:4], ids=str)
 def test_a_gpu_finds_as_good_weights(grid):
     weight, hessian = problem(18, outputs=64, inputs=320)
