@@ -449,6 +449,17 @@ def test_inputs_rounded_by_something_else_are_not_rounded_after_loading(tmp_path
     assert relative(outputs(back), outputs(model)) < 1e-5
 
 
+def test_fp4_of_a_float32_model_is_loaded_in_bfloat16(tmp_path):
+    model = model_of("opt")
+    maps = quantized(model, "mxfp4a16")
+    saved = save_checkpoint(tmp_path / "out", model, maps)
+    back = transformers.AutoModelForCausalLM.from_pretrained(saved.folder).eval()
+    assert back.dtype == torch.bfloat16
+    with torch.no_grad():
+        back(TOKENS)  # unpacks
+    assert relative(outputs(back), outputs(model.to(torch.bfloat16))) < 1e-5
+
+
 def test_what_loads_otherwise_is_said():
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
     inputs = Grid(8, "token", rule="narrow")
