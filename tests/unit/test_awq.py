@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from farout.errors import BadInput  # noqa: E402
 from farout.quantize import quantize  # noqa: E402
 from farout.quantize._blocks import Block, Calls, blocks_of  # noqa: E402
 from farout.quantize._search import Trials, enclosing  # noqa: E402
-from farout.quantize.awq import AWQ, _inputs, awq_scale, clipped_weight  # noqa: E402
+from farout.quantize.awq import AWQ, _best_ratio, _inputs, awq_scale, clipped_weight  # noqa: E402
 from farout.quantize.grid import Grid, Scheme  # noqa: E402
 from farout.quantize.move.scale import scale  # noqa: E402
 from naive import quantize_awq as naive  # noqa: E402
@@ -220,6 +221,14 @@ def test_scales_are_those_of_the_least_loss_over_the_exponents():
 def test_an_input_that_is_never_used_keeps_a_scale():
     torch.testing.assert_close(awq_scale(torch.tensor([1.0, 0.0]), 0.5), torch.tensor([100.0, 0.01]))
     assert torch.equal(awq_scale(torch.tensor([3.0, 0.0]), 0.0), torch.ones(2))
+
+
+def test_of_what_does_equally_well_the_least_exponent_and_the_whole_range_are_taken():
+    block = first_block(model_of("llama"), tokens())
+    same = SimpleNamespace(loss=lambda weights: 1.0)
+    assert _best_ratio(same, block, block.feeds[0], torch.rand(32), GRID, 20) == 0
+    weight = torch.tensor([[5.0, 2.2, 2.2, -2.2]])
+    assert torch.equal(clipped_weight(weight, torch.zeros(3, 4), Grid(2, rule="narrow")), weight)
 
 
 def test_ranges_are_judged_by_tokens_spread_over_all_that_are_looked_at():
