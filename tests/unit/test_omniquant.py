@@ -58,6 +58,16 @@ def opt() -> nn.Module:
     return stirred(transformers.OPTForCausalLM(config))
 
 
+def gemma() -> nn.Module:
+    """Norms that multiply by one more than their weight."""
+    config = transformers.GemmaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=48,
+        intermediate_size=64, head_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return stirred(transformers.GemmaForCausalLM(config))
+
+
 def bert() -> nn.Module:
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=48
@@ -154,12 +164,12 @@ def test_the_symmetric_option_has_the_range_of_the_larger_end():
     torch.testing.assert_close(clipping.steps(name, weight, grid).scale[:, 0], expected / 7, check_dtype=False)
 
 
-@pytest.mark.parametrize("model", [llama, opt, bert])
+@pytest.mark.parametrize("model", [llama, gemma, opt, bert])
 def test_folds_leave_the_full_block_as_it_was_and_are_what_was_trained(model):
     block = block_of(model())
     base, moves = originals(block), drawn_moves(block)
     shifted = [move.feed.source for move in moves.moves if move.d is not None]
-    assert (len(moves.moves), len(shifted)) == {llama: (3, 0), opt: (3, 3), bert: (3, 1)}[model]
+    assert (len(moves.moves), len(shifted)) == {llama: (3, 0), gemma: (3, 0), opt: (3, 3), bert: (3, 1)}[model]
     before = block.run(0)
     with torch.no_grad(), moves.dividing(block):
         made = moves.tensors(base)
@@ -289,6 +299,18 @@ def test_the_start_takes_the_whole_models_inputs_and_the_centres_of_channels():
     absmax = block.facts(["fc1"], block.plain)["fc1"].absmax
     torch.testing.assert_close(move.s.detach(), smoothing(absmax, [block.weight("fc1")], 0.75))
     assert all(move.d is None for move in omniquant._starts(block, 0.75, False))
+
+
+def test_more_of_the_range_moves_at_w4a4():
+    block = block_of(llama())
+    absmax = block.facts(["mlp.gate_proj"], block.plain)["mlp.gate_proj"].absmax
+    for scheme, recipe, alpha in (
+        ("w4a4", OmniQuant(), 0.75), ("w4a8", OmniQuant(), 0.5), ("w4a4", OmniQuant(alpha=0.6), 0.6)
+    ):  # fmt: skip
+        with torch.no_grad():
+            moves = recipe._moves(block, Scheme.parse(scheme)).moves
+        expected = smoothing(absmax, [block.weight("mlp.up_proj")], alpha)  # what the gate multiplies
+        torch.testing.assert_close(moves[-1].s.detach(), expected)
 
 
 def learned(recipe: OmniQuant, scheme: str, model: nn.Module, monkeypatch, noise: float = 0.0):
@@ -481,6 +503,18 @@ def test_operands_are_rounded_by_head_and_token_once_inputs_are(attention):
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
     assert float((got - plain).abs().max()) > 20 * float((got - expected).abs().max())
     torch.testing.assert_close(block.run(0), plain, rtol=0, atol=0)  # and off again
+
+
+def test_gradients_pass_the_rounding_of_operands():
+    operands = Operands(llama().model.layers[0], FREE)
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    found, expected = (x.clone().requires_grad_() for _ in "ab")
+    c = torch.randn_like(x)
+    (operands.rounded(found) * c).sum().backward()
+    (FREE.rounded(expected, through=True) * c).sum().backward()
+    assert torch.equal(found.grad, expected.grad)
+    inner = (x > x.amin(-1, keepdim=True)) & (x < x.amax(-1, keepdim=True))
+    torch.testing.assert_close(found.grad[inner], c[inner])
 
 
 def test_what_leaves_a_pass_early_leaves_no_rounding_behind():

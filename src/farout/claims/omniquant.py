@@ -33,9 +33,9 @@ THRESHOLD = (
     f"({CHANNELS} channels of norms and of values, {FACTOR:g} times as large), with clipping and moves together, less "
     f"than {WIDE:g} of what it loses with their start (scales of SmoothQuant, no training), and less than with "
     "clipping alone, with moves alone and with GPTQ. The errors of the last block are smaller after training than at "
-    "the start (rounding to nearest for weights alone). SmolLM2-135M, which is measured where there is a GPU, loses less "
-    "at W2A16g64 with learned clipping than with rounding to nearest and with GPTQ, and at W4A4 less with both than with "
-    "their start."
+    "the start (rounding to nearest for weights alone). SmolLM2-135M, which is measured where there is a GPU, loses "
+    "less at W2A16g64 with learned clipping than with rounding to nearest and with GPTQ, and at W4A4 less with both "
+    "than with their start."
 )
 PLAIN, PLANTED, SMOL = "small", "planted", "SmolLM2-135M"
 ARMS: dict[tuple[str, str], tuple[str, ...]] = {

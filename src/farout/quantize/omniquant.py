@@ -21,6 +21,7 @@ Differences from the official code (OpenGVLab/OmniQuant):
 - Scales stay positive: those below 0.01 become 0.01 after each step, and the code keeps the sign of those that jump
   over 0.
 - Products are made in float32, or with ``amp`` in bfloat16, and not in float16 with a scaled loss.
+- Probabilities of attention stay as they are; the code rounds them to 16 bits.
 - Ranges and steps have no floor at 1e-5 (see :mod:`farout.quantize.grid`).
 - Samples are batches of the calibration data; the code takes sequences one by one.
 """

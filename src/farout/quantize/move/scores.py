@@ -164,7 +164,7 @@ def _joined(query: str, key: str, of_q: torch.Tensor, of_k: torch.Tensor) -> Sco
     used = members.any(0).tolist()
     roots = [root(i) if there else -1 for i, there in enumerate(used)]
     numbers = {one: place for place, one in enumerate(sorted(set(roots) - {-1}))}
-    index = torch.tensor([numbers.get(one, -1) for one in roots])
+    index = torch.tensor([numbers.get(one, -1) for one in roots], device=of_q.device)
     return Scores(query, key, index[:C], index[C:], len(numbers))
 
 
