@@ -26,7 +26,7 @@ def permute(block: Block, feed: Feed, order_C: torch.Tensor) -> None:
     ----------
     block : Block
     feed : Feed
-        Its source is alone, and passes channels one by one.
+        Its source is a map (a norm's channels are those of the stream) that is alone, and passes channels one by one.
     order_C : int tensor (C,)
         A permutation.
 
@@ -38,15 +38,13 @@ def permute(block: Block, feed: Feed, order_C: torch.Tensor) -> None:
         The block's output is not what it was.
     """
     channels = block.weight(feed.maps[0]).shape[1]
-    if feed.source is None or not feed.alone or feed.index is not None:
+    if feed.source is None or feed.norm or not feed.alone or feed.index is not None:
         raise BadInput(f"the channels that '{feed.maps[0]}' reads cannot be reordered where they come from; leave them")
     if not torch.equal(order_C.sort().values.cpu(), torch.arange(channels)):
         raise BadInput(f"an order of {channels} channels names each of them once")
     with block.unchanged(f"reordering what '{feed.maps[0]}' reads"), torch.no_grad():
         source: Any = block.module.get_submodule(feed.source)
-        partners = [source]
-        if not feed.norm:  # what multiplies a gated branch goes with it
-            partners += [block.module.get_submodule(name) for name in _partners(block, feed)]
+        partners = [source, *map(block.module.get_submodule, _partners(block, feed))]  # a gate goes with its branch
         for module in partners:
             module.weight.copy_(module.weight[order_C])
             if getattr(module, "bias", None) is not None:
