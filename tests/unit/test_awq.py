@@ -171,6 +171,7 @@ def test_modules_that_are_never_called_and_tensors_that_are_changed_later():
     for name in block.maps:
         assert trials.loss({name: block.weight(name)}) == 0
         assert trials.loss({name: 1.5 * block.weight(name)}) > 1e-4
+        assert torch.equal(trials.twin.get_submodule(name).weight, block.weight(name))
 
 
 def test_scales_are_those_of_the_least_loss_over_the_exponents():

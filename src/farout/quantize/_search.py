@@ -37,7 +37,7 @@ def enclosing(block: Block, feed: Feed) -> str:
     if len(feed.maps) == 1:
         name, around = feed.maps[0], ".".join(shared)
         later = block.maps[block.maps.index(name) + 1 :]
-        if not around or not any(other.startswith(f"{around}.") for other in later):
+        if not any(other.startswith(f"{around}.") for other in later):
             return name
     while isinstance(block.module.get_submodule(".".join(shared)), nn.ModuleList | nn.ModuleDict):  # is never called
         shared.pop()
