@@ -371,6 +371,18 @@ def test_hessians_with_rope_and_shared_keys_are_those_of_the_formula(attention):
         np.testing.assert_allclose(found[name].hessian, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_gpu_finds_the_same_hessians():
+    model, layer = small_llama("sdpa")
+    ids, found = torch.randint(0, 50, (3, 7)), []
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        maps = {"query": layer.q_proj, "key": layer.k_proj, "value": layer.v_proj}
+        found.append(attention_hessians(model, [ids.to(device)], **maps))
+    for here, there in zip(*(one.values() for one in found)):
+        torch.testing.assert_close(there.hessian.cpu(), here.hessian, rtol=1e-4, atol=1e-6)
+
+
 def test_hessians_without_rope_are_products_of_keys_and_leave_padding_out():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
