@@ -185,6 +185,8 @@ class Block:
         The same in the stream of the full model, where the recipe asked for it.
     targets : list of tensor or None
         What the block in full precision makes of ``plain``.
+    notes : list of str
+        What a user must know, in sentences; a recipe may add to them.
     """
 
     def __init__(
@@ -196,9 +198,12 @@ class Block:
         states: list[torch.Tensor],
         plain: list[torch.Tensor] | None = None,
         feeds: list[Feed] | None = None,
+        notes: list[str] | None = None,
     ) -> None:
         self.name, self.index, self.module, self.calls = name, index, module, calls
-        self.states, self.plain, self.targets = states, plain, None
+        self.states, self.plain = states, plain
+        self.targets: list[torch.Tensor] | None = None
+        self.notes = [] if notes is None else notes
         self.feeds = self.find_feeds() if feeds is None else feeds
         self.maps = [name for feed in self.feeds for name in feed.maps]
 

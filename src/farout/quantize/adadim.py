@@ -132,6 +132,13 @@ class AdaDim(Recipe):
             if trials is not None:
                 trials.put(name, rounded.weight)
             block.own(name).put(rounded)
+        self._tell(block)
+
+    def _tell(self, block: Block) -> None:
+        """Note which maps have groups along their outputs, which formats of checkpoints do not know."""
+        turned = [name for name in block.maps if block.own(name).grid.per == "input"]  # type: ignore[union-attr]
+        if turned:
+            block.notes.append(f"groups run along outputs in {', '.join(turned)} of '{block.name}'")
 
     def _factors(self, block: Block) -> dict[str, Factor]:
         """Factor the Hessians of a block in full precision; maps that share an input share theirs."""

@@ -275,7 +275,7 @@ def _all_blocks(
     first = walked = states[0]  # to measure by: the first batch in the full stream and in the quantized one
     for i, (name, module) in enumerate(work.blocks.items()):
         report("quantizing", i / len(work.blocks))
-        block = Block(name, i, module, calls, states, full, work.feeds[name])
+        block = Block(name, i, module, calls, states, full, work.feeds[name], work.notes)
         expected, first_after = _seen(block, first)
         if full is not None:
             block.targets = block.outputs(full)
@@ -325,7 +325,7 @@ def round_weights(
     """Round the weights of maps: ``solve(name, weight, grid)``, with a group that divides each map's inputs."""
     for name in names:
         weight = block.weight(name)
-        block.own(name).put(solve(name, weight, grid.fitted(weight.shape[1])))
+        block.own(name).put(solve(name, weight, grid.fitted(weight.shape[0 if grid.per == "input" else 1])))
 
 
 def round_inputs(block: Block, names: Sequence[str], grid: Grid | None) -> None:
