@@ -10,10 +10,11 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from farout.errors import BadInput
+from farout.errors import BadInput, MissingExtra
 from farout.kit.training import device_named, torch_or_say
 from farout.quantizing._measures import loss_of, recorded, size_of
 from farout.quantizing._quantization import Quantization
@@ -99,6 +100,8 @@ def quantize_to(
     target = None if out is None else Path(out)
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"'{target}' is there already and not empty; name another folder, or remove it")
+    if target is not None and find_spec("compressed_tensors") is None:
+        raise MissingExtra("writing a quantized model", "llm")  # now, not after an hour
     recipe, parsed = recipe_of(recipe), Scheme.parse(scheme)
     recipe.check(parsed)
 
