@@ -1,4 +1,4 @@
-"""``farout quantize`` from beginning to end: a folder in, a checkpoint and its page out, also after a run was stopped."""
+"""``farout quantize`` from beginning to end: a folder in, a checkpoint and its page out."""
 
 from __future__ import annotations
 

@@ -33,6 +33,8 @@ def part(kind: type[nn.Module]) -> type[nn.Module]:
 class Scale(nn.Module):
     """Divide channels by numbers ``s`` (I,)."""
 
+    s: torch.Tensor
+
     def __init__(self, s: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("s", s)
@@ -49,6 +51,8 @@ class Scale(nn.Module):
 @part
 class Shift(nn.Module):
     """Take numbers ``d`` (I,) from channels."""
+
+    d: torch.Tensor
 
     def __init__(self, d: torch.Tensor) -> None:
         super().__init__()
@@ -101,6 +105,9 @@ class Rotate(nn.Module):
 @part
 class Rounding(nn.Module):
     """Round the input of a map to a grid: by the tensor at hand, or by steps that calibration gave."""
+
+    scale: torch.Tensor | None
+    zero: torch.Tensor | None
 
     def __init__(self, grid: Grid, steps: Steps | None = None) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ Shape legend: N tokens, C channels of a source, I inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,7 @@ from farout.quantize.grid import Grid, Scheme, Steps
 from farout.quantize.move.scale import scale
 from farout.quantize.move.shift import shift
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
+from farout.quantize.round._common import Rounded
 from farout.quantize.round.gptq import gptq
 from farout.quantize.round.rtn import rtn
 from farout.quantize.smoothquant import LEAST, norm_fed
@@ -148,7 +150,8 @@ class OutlierTune(Recipe):
             round_weights(block, block.maps, grid, lambda name, weight, grid: rtn(weight, grid))
             return
         for feed in block.feeds:
-            hessians = block.hessians(feed.maps)
-            round_weights(
-                block, feed.maps, grid, lambda name, weight, grid, hessians=hessians: gptq(weight, hessians[name], grid)
-            )
+            round_weights(block, feed.maps, grid, partial(_compensated, block.hessians(feed.maps)))
+
+
+def _compensated(hessians: dict[str, torch.Tensor], name: str, weight: torch.Tensor, grid: Grid) -> Rounded:
+    return gptq(weight, hessians[name], grid)

@@ -170,7 +170,7 @@ def _stored(found: QuantizedModel) -> dict[str, tuple[Rounded, Grid | None, Step
     """Return what a checkpoint can say of each map; how inputs are rounded otherwise is said in the notes."""
     from farout.quantize._linear import Rounding
 
-    stored = {}
+    stored: dict[str, tuple[Rounded, Grid | None, Steps | None]] = {}
     for name, module in found.maps.items():
         rounded, inputs = module.rounded, module.rounding
         plain = isinstance(inputs, Rounding)

@@ -53,7 +53,7 @@ def tokenizer_of(opened: OpenModel, source: Any, tokenizer: Any) -> Any:
         if ours is not None and list(made("Far out.", add_special_tokens=False).input_ids) != list(
             ours.encode("Far out.")
         ):
-            opened.notes.append("no tokenizer was written: transformers would read the one of this GGUF file wrongly")
+            opened.notes.append("no tokenizer was written: transformers reads the one of this GGUF file wrongly")
             return None
         return made
     folder = path if path.is_dir() else path.parent
