@@ -1,0 +1,95 @@
+"""What the claims on smoothing and on columns in 16 bits share: models with and without planted outliers, and a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+CHANNELS = 4  # of each norm, planted
+DECODERS = ("llama", "opt")  # that can be planted
+
+
+class Lab:
+    """A model, what it is calibrated with, and held-out text.
+
+    Parameters
+    ----------
+    model : {"llama", "opt", "MiniLM", "SmolLM2"}
+    budget : {"small", "full"}
+        Of the training of the first two.
+    seed : int
+        For the planted channels and the calibration text.
+    samples, windows : int
+        Of 128 tokens: of calibration, and held out.
+    factor : float
+        k of the planted channels of norms of the first two; 1 plants nothing.
+    """
+
+    def __init__(
+        self, model: str, budget: str, seed: int, samples: int = 16, windows: int = 64, factor: float = 1.0
+    ) -> None:
+        from farout.claims._small_models import parts
+        from farout.data.calibration import calibration
+
+        self.opened = _opened(model, budget, factor, seed)
+        texts = [[part] for part in parts()] if model in DECODERS else ["wikitext2-valid", "wikitext2"]
+        settings = {"length": 128, "batch_size": 16}
+        self.batches = calibration(texts[0], self.opened, samples=samples, seed=seed, **settings)
+        self.held_out = calibration(texts[1], self.opened, samples=windows, seed=0, **settings)
+
+    def quantized(self, recipe: Any, scheme: Any) -> Any:
+        """Quantize a copy."""
+        from farout.quantize import quantize
+
+        return quantize(copy.deepcopy(self.opened.model), recipe, scheme, self.batches)
+
+    def lost(self, model: Any) -> float:
+        """Return the divergence from the full model on held-out text."""
+        from farout.bench.divergence import divergence
+
+        return divergence(self.opened, model, self.held_out)
+
+
+def _opened(model: str, budget: str, factor: float, seed: int) -> Any:
+    from farout.claims._passages import smollm2
+    from farout.claims._planted import plant
+    from farout.claims._small_models import small_language_model
+    from farout.data.pretrained import pretrained
+    from farout.io.models import open_model
+
+    if model not in DECODERS:
+        return smollm2() if model == "SmolLM2" else open_model(pretrained("minilm-l6"))
+    opened = small_language_model(model, budget)
+    return opened if factor == 1 else plant(opened, CHANNELS, factor, seed=seed)[0]
+
+
+def means(rows: Iterable[Mapping[str, Any]], *by: str) -> list[dict[str, Any]]:
+    """Return the means of fractions over rows that are alike in ``by``; None stays."""
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in by), []).append(row)
+    return [
+        dict(zip(by, key))
+        | {
+            name: None if value is None else float(np.mean([row[name] for row in group]))
+            for name, value in group[0].items()
+            if isinstance(value, float | None) and name not in by
+        }
+        for key, group in found.items()
+    ]
+
+
+def pick(rows: Sequence[Mapping[str, Any]], what: str, **wanted: Any) -> Any:
+    """Return a number of the one row that is so."""
+    (row,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return row[what]
+
+
+def counted(jobs: Sequence[Any], progress: Callable[[str, float], None]) -> Iterable[Any]:
+    """Go through jobs and say how far it is."""
+    for i, job in enumerate(jobs):
+        progress(" ".join(map(str, job)), i / len(jobs))
+        yield job
