@@ -147,12 +147,14 @@ class Board:
             x_NC, x_NC if keep_N is None else keep_N.view(torch.int8), columns, rows, self.bins, N, C, *x_NC.stride(),
             MASKED=keep_N is not None, TIMES=SAMPLED if is_sampled(N, C) else 1,
             MULTIPLIER=HASH, ROWS=_ROWS, STEP=_STEP, COLUMNS=_COLUMNS,
-            DROPPED=DROPPED_BITS, FROM=LARGE, COPIES=_COPIES, BINS=_ALL_BINS, num_warps=4,
+            DROPPED=DROPPED_BITS, FROM=LARGE,
+            COPIES=_COPIES, BINS=_ALL_BINS, num_warps=4,
         )  # fmt: skip
         old = slot.new if slot.written else slot.old
         kernels.join[-(-C // 16) + G + _ALL_BINS // 64,](
             columns, rows, self.bins, old, slot.new, N, C, K, J, period, P, G,
-            COLUMNS=_COLUMNS, CB=16, KB=64, PB=slot.PB, BB=128 // slot.PB, HB=64, COPIES=_COPIES, BINS=_ALL_BINS, num_warps=4,
+            COLUMNS=_COLUMNS, CB=16, KB=64, PB=slot.PB, BB=128 // slot.PB, HB=64,
+            COPIES=_COPIES, BINS=_ALL_BINS, num_warps=4,
         )  # fmt: skip
         slot.written = True
         return True

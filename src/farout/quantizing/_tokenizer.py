@@ -36,7 +36,7 @@ class TokenizerFiles:
 
 
 def tokenizer_of(opened: OpenModel, source: Any, tokenizer: Any) -> Any:
-    """Return what has ``save_pretrained``: the files of a folder, or a tokenizer of transformers; None where none is."""
+    """Return what has ``save_pretrained``: files of a folder, or a tokenizer of transformers; None where none is."""
     from farout.data.pretrained import pretrained, pretrained_names
 
     place = tokenizer or source
