@@ -425,6 +425,24 @@ def test_the_stream_is_rotated_by_folding(kind, dtype):
             assert isinstance(norm, nn.RMSNorm) == centres
 
 
+def test_a_rotation_that_is_none_is_found_out(monkeypatch):
+    from farout.quantize.move import rotate
+
+    kept = rotate._turned
+    monkeypatch.setattr(rotate, "_turned", lambda tensor, axis, *rest: kept(tensor, axis, *rest) if axis else tensor)
+    with pytest.raises(NotIdentity, match="rotating the residual stream changed"):
+        rotate_stream(work_on(*model_and_batch("llama", torch.float32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rotated_too(dtype):
+    model, batch = model_and_batch("llama", dtype)
+    before, work = output(model, batch), work_on(model, batch)
+    assert rotate_stream(work)
+    assert output(model, batch).dtype == dtype
+    assert apart(output(model, batch).float(), before.float()) < 0.1
+
+
 @pytest.mark.parametrize("kind", ["llama", "opt", "vit"])
 def test_gains_are_in_the_maps_that_read(kind):
     model, batch = model_and_batch(kind, torch.float64)
@@ -489,9 +507,11 @@ def test_a_stream_that_cannot_be_rotated_is_left_alone_and_why_is_said(kind, why
     model, batch = model_and_batch(kind, torch.float32)
     quantized = quantize(model, {"recipe": "quarot", "solver": "rtn"}, "w8a16", [batch] * 3)
     assert apart(output(model, batch), before) < 0.1
-    signed = {name.rpartition(".")[2]: module.before[0].signs is not None for name, module in quantized.maps.items()}
-    assert signed["down_proj" if kind == "gemma" else "dense" if kind == "bert" else "dense_4h_to_h"] is False
-    assert signed["q_proj" if kind == "gemma" else "query" if kind == "bert" else "query_key_value"] is True
+    online = {name.rpartition(".")[2]: module.before[0] for name, module in quantized.maps.items()}
+    for name in {"gemma": ("q_proj", "down_proj"), "bert": ("query",), "bloom": ("query_key_value", "dense_4h_to_h")}[
+        kind
+    ]:
+        assert isinstance(online[name], Rotate) and online[name].signs is not None
 
 
 # --- what cannot be ----------------------------------------------------------------------------------------------
