@@ -90,7 +90,7 @@ class Lab:
         settings = {"length": self.subject.length, "batch_size": 8}
         self.batches = calibration(texts, self.opened, samples=self.subject.samples, seed=self.seed, **settings)
         self.held_out = calibration(others, self.opened, samples=self.subject.held_out, seed=0, **settings)
-        self.expected = self._told(self.opened.model)
+        self.loss = self._loss(self.opened.model) if self.opened.causal else 0.0
         self.hessians = [self._hessians(batches) for batches in (self.batches, self.held_out)]
 
     def whole(self, method: str, bits: int) -> dict[str, Any]:
@@ -122,28 +122,33 @@ class Lab:
         return row | found
 
     def _whole(self, method: str, bits: int) -> dict[str, Any]:
+        from farout.bench.divergence import divergence
         from farout.quantize import quantize
 
         model = copy.deepcopy(self.opened.model)
         recipe, group = METHODS[method]
         quantized = quantize(model, recipe, f"w{bits}a16{group}-asym", self.batches)
-        return {
-            "lost": self._told(model) - self.expected,
-            "bits a weight": quantized.bits_per_weight + OUTSIDE.get(method, 0.0),
-        }
+        far = divergence(self.opened.model, model, self.held_out)
+        lost = {"lost": self._loss(model) - self.loss, "divergence": far} if self.opened.causal else {"lost": far}
+        return lost | {"bits a weight": quantized.bits_per_weight + OUTSIDE.get(method, 0.0)}
 
     def _maps(self, method: str, bits: int) -> dict[str, Any]:
+        from farout.quantize.gptq import GPTQ
         from farout.quantize.grid import Scheme
         from farout.quantize.recipe import recipe_of
         from farout.quantize.round._common import layer_error
+        from farout.quantize.round.gptq import gptq
 
-        recipe, group = METHODS[method]
-        grid, solve = Scheme.parse(f"w{bits}a16{group}-asym").weights, recipe_of(recipe)._solve  # type: ignore[attr-defined]
+        named, group = METHODS[method]
+        grid, recipe = Scheme.parse(f"w{bits}a16{group}-asym").weights, recipe_of(named)
         errors = []
-        for name in self.hessians[0]:
+        for name, hessian in self.hessians[0].items():
             weight = self.opened.model.get_submodule(name).weight.detach()
-            found = solve(self.hessians[0], name, weight, grid.fitted(weight.shape[1])).weight
-            errors.append([layer_error(weight, found, hessians[name]) for hessians in self.hessians])
+            if isinstance(recipe, GPTQ):
+                found = gptq(weight, hessian, grid, damping=recipe.damping, order=recipe.order)
+            else:
+                found = recipe.solve(weight, hessian, grid)  # type: ignore[attr-defined]
+            errors.append([layer_error(weight, found.weight, one[name]) for one in self.hessians])
         fitted, other = np.median(errors, axis=0).tolist()
         return {"fitted": fitted, "other text": other}
 
@@ -171,24 +176,17 @@ class Lab:
             hook.remove()
         return sums
 
-    def _told(self, model: Any) -> float:
-        """Return the loss of a language model, or how far an encoder's embeddings are from what they were."""
+    def _loss(self, model: Any) -> float:
+        """Return the loss of a language model on other text, nats a token."""
         import torch
 
+        losses = []
         with torch.no_grad():
-            outputs = [model(**{word: one.to(self.device) for word, one in batch.items()}) for batch in self.held_out]
-            if self.opened.causal:
-                losses = [
-                    torch.nn.functional.cross_entropy(
-                        out.logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten()
-                    )
-                    for out, batch in zip(outputs, self.held_out)
-                ]
-                return float(torch.stack(losses).double().mean())
-            now = torch.cat([out.last_hidden_state.mean(1) for out in outputs]).double()
-            if model is self.opened.model:
-                self.before = now
-            return float(1 - torch.cosine_similarity(now, self.before).mean())
+            for batch in self.held_out:
+                ids = batch["input_ids"].to(self.device)
+                logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+                losses.append(torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).double())
+        return float(torch.stack(losses).mean())
 
 
 def _opened(name: str, budget: str) -> Any:

@@ -25,7 +25,7 @@ SUBJECTS = {
     "full": (
         Subject("small llama", 64, 128, 64),
         Subject("MiniLM", 64, 128, 128, blocks=(0, 2, 4)),
-        Subject("SmolLM2-135M", 32, 512, 32, (), PLAIN, blocks=(0, 15)),
+        Subject("SmolLM2-135M", 32, 512, 16, (), PLAIN, blocks=(0, 15)),
     ),
 }
 
@@ -68,7 +68,9 @@ def claim(budget: str, progress: Progress) -> Claim:
         threshold=THRESHOLD,
         holds=all(parts.values()),
         note=_note(parts, tables),
-        numbers=tables | {"Models, by seed": wholes} | ({"Maps, by seed": maps} if maps else {}),
+        numbers=tables
+        | {"Models, by seed": [row | {"divergence": row.get("divergence")} for row in wholes]}
+        | ({"Maps, by seed": maps} if maps else {}),
         seeds=seeds,
         budget=budget,
     )
@@ -94,7 +96,7 @@ def _note(parts: dict[str, bool], tables: dict[str, list[dict[str, Any]]]) -> st
     words = []
     for title, table in tables.items():
         of = {row["method"]: row for row in table}
-        for what in [name for name in ("fitted", "other text", "lost") if name in table[0]]:
+        for what in [name for name in ("fitted", "other text", "lost", "divergence") if name in table[0]]:
             ours, theirs = of["QuantEase"][what], of["GPTQ"][what]
             rest = [
                 f"{of[name][what] / theirs - 1:+.0%} {name}"

@@ -108,7 +108,10 @@ class QuantEase(Recipe):
             round_inputs(block, feed.maps, scheme.inputs)
 
     def _solve(self, hessians: dict[str, torch.Tensor], name: str, weight: torch.Tensor, grid: Grid) -> Rounded:
-        hessian = hessians[name]
+        return self.solve(weight, hessians[name], grid)
+
+    def solve(self, weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> Rounded:
+        """Round one weight (O, I) by the Hessian (I, I) of what its map reads."""
         how: dict[str, Any] = {"sweeps": self.sweeps, "relax": self.relax, "order": self.order}
         if self.outliers:
             return with_outliers(weight, hessian, grid, ratio=self.outliers, structured=self.structured, **how)
