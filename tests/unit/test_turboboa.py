@@ -17,6 +17,7 @@ from farout.quantize._attention_hessians import attention_hessians  # noqa: E402
 from farout.quantize._attention_watch import attention_maps  # noqa: E402
 from farout.quantize.grid import Grid, Steps  # noqa: E402
 from farout.quantize.recipe import quantize, recipe_of  # noqa: E402
+from farout.quantize.round import _search  # noqa: E402
 from farout.quantize.round import boa as solver  # noqa: E402
 from farout.quantize.round._search import searched_steps  # noqa: E402
 from farout.quantize.round.boa import boa  # noqa: E402
@@ -130,7 +131,9 @@ def test_steps_are_searched_when_the_turn_of_their_rows_comes(monkeypatch, grid)
     assert not torch.equal(fixed.steps.scale, found.steps.scale)
 
 
-def test_search_finds_the_best_of_all_candidates():
+@pytest.mark.parametrize("held", [100, 1 << 19])  # numbers at a time: with few, most candidates are dropped early
+def test_search_finds_the_best_of_all_candidates(monkeypatch, held):
+    monkeypatch.setattr(_search, "HELD", held)
     W, H, _, _ = layer()
     found = searched_steps(W, H, ASYMMETRIC)
     for row, scale, zero in zip(W.numpy(), found.scale[:, 0], found.zero[:, 0]):
