@@ -82,8 +82,8 @@ SUBJECTS = {
 }
 REASONS = (
     "Heads have 64 rows in SmolLM2-135M and 32 in MiniLM; 16 at once leave fewer rows that can make up for errors than "
-    "in the heads of 128 of larger models. SmolLM2-135M was measured at 3 bits with two draws of text, and without each "
-    "addition with one, since time on a GPU had an end."
+    "in the heads of 128 of larger models. SmolLM2-135M was measured at 3 bits with two draws of text, and without "
+    "each addition with one, since time on a GPU had an end."
 )
 
 
@@ -137,7 +137,7 @@ def _concluded(budget: str, rows: dict[Subject, list[dict[str, Any]]], times: di
     notes.append(
         f"Faster {verdict(faster)}: {ratio:.1f} times on {times['device']} (BoA {times['BoA']:.3g} s, TurboBoA "
         f"{times['TurboBoA']:.3g} s); the same additions row by row take {times['TurboBoA, rows=1']:.3g} s. All heads "
-        "are rounded at once in both, which makes BoA faster here than in the paper."
+        "are rounded at once in both."
     )
     if budget == "full":
         notes.append(REASONS)
