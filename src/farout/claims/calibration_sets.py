@@ -45,8 +45,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     moved = [arm for arm in arms if of["without", arm]["range"] > MOST and of["without", arm]["F"] >= NOISE]
     note = (
         f"The control {'does not differ' if still else 'differs'}. Static ranges lose {planted['range']:.4g} nats a "
-        f"token between sets with planted outliers (worst {planted['worst']}) and {plain['range']:.4g} without: at least "
-        f"{WIDER:g} times {verdict(wider)}, nonsense worst {verdict(nonsense)}. Without outliers sets matter for "
+        f"token between sets with planted outliers (worst {planted['worst']}) and {plain['range']:.4g} without: at "
+        f"least {WIDER:g} times {verdict(wider)}, nonsense worst {verdict(nonsense)}. Without outliers sets matter for "
         f"{', '.join(moved) or 'no arm'}."
     )
     return Claim(
