@@ -200,6 +200,10 @@ def test_eight_bits_of_everything_cost_a_rotated_model_little():
         "down_proj": [(96, 1)],
     }
     assert all(module.rounding.clip == 1 for module in quantized.maps.values())
+    assert quantized.notes == [
+        "'lm_head.weight' no longer is the weight of the embeddings: 4,096 numbers more",
+        "4 maps, called 'o_proj', 'down_proj', rotate what they read as the model runs",
+    ]
 
 
 def test_rotation_saves_what_large_channels_cost():

@@ -43,7 +43,8 @@ from farout.cards import paper
 from farout.errors import BadInput, UnknownName
 from farout.kit.hadamard import largest_order
 from farout.quantize._blocks import Block, Calls
-from farout.quantize._linear import part
+from farout.quantize._linear import QuantLinear, part
+from farout.quantize._structure import Feed
 from farout.quantize.grid import Grid, Scheme, Steps
 from farout.quantize.move.rotate import head_size, rotate_heads, rotate_inputs, rotate_stream
 from farout.quantize.recipe import Recipe, Work, round_weights
@@ -172,12 +173,20 @@ class QuaRot(Recipe):
         turned = rotate_stream(work, self.seed)
         calls = Calls(work.model, work.blocks, work.batches[:1], work.forward)
         state = calls.states[0]
+        sizes: dict[int, int] = {}  # blocks that are alike share their feeds
         for name in work.blocks:
             block = work.block(name, calls, [state])
             for feed in block.feeds:
-                if f"{name}.{feed.maps[0]}" not in turned:
-                    _rotate(block, feed, self.seed)
+                if f"{name}.{feed.maps[0]}" in turned:
+                    continue
+                if id(feed) not in sizes:
+                    sizes[id(feed)] = head_size(block, feed) or 1
+                _rotate(block, feed, sizes[id(feed)], self.seed)
             state = block.run(0, state)
+        online = [path for path, module in work.model.named_modules() if isinstance(module, QuantLinear)]
+        if online:
+            kinds = ", ".join(f"'{name}'" for name in dict.fromkeys(path.rpartition(".")[2] for path in online))
+            work.notes.append(f"{len(online)} maps, called {kinds}, rotate what they read as the model runs")
 
     def block(self, block: Block, scheme: Scheme) -> None:
         """Quantize a block, the maps of a feed at a time."""
@@ -199,10 +208,9 @@ class QuaRot(Recipe):
                     block.own(name).rounding = ClippedRounding(grid, clip)
 
 
-def _rotate(block: Block, feed: Any, seed: int) -> None:
+def _rotate(block: Block, feed: Feed, size: int, seed: int) -> None:
     """Rotate what maps read where the stream does not give it: heads by folding, and the rest as the model runs."""
     width = block.weight(feed.maps[0]).shape[1]
-    size = head_size(block, feed) or 1
     heads = width // size
     whole = largest_order(width)
     if size > 1 and largest_order(size) * largest_order(heads) >= whole:
