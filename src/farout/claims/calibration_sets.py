@@ -32,7 +32,11 @@ def claim(budget: str, progress: Progress) -> Claim:
     arms = {name: arm for name, arm in ARMS.items() if not small or name in (STATIC, CONTROL)}
     sets = ("tinyshakespeare", "ascii") if small else SETS
     seeds = SEEDS[:2] if small else SEEDS
-    sizes: dict[str, Any] = {"samples": 8 if small else 32, "windows": 8 if small else 32, "length": 64 if small else 128}
+    sizes: dict[str, Any] = {
+        "samples": 8 if small else 32,
+        "windows": 8 if small else 32,
+        "length": 64 if small else 128,
+    }
     table = calibration_sets(models, sets, arms, seeds=seeds, progress=progress, **sizes)
     if not small:
         encoder = {"MiniLM": open_model(pretrained("minilm-l6"))}
