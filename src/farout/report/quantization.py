@@ -27,7 +27,7 @@ def write_page(found: Quantization, path: str | PathLike[str]) -> None:
     path : str or path
     """
     one = found.quantized
-    plain_bytes, packed = found.bytes
+    packed = found.bytes[1]
     facts = [
         ("recipe", one.recipe["recipe"]),
         ("scheme", one.scheme),
