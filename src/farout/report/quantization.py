@@ -32,11 +32,8 @@ def write_page(found: Quantization, path: str | PathLike[str]) -> None:
         ("recipe", one.recipe["recipe"]),
         ("scheme", one.scheme),
         ("bits a weight", f"{one.bits_per_weight:.2f}"),
-        *([("on disk", f"{packed / 1e6:,.1f} MB, from {plain_bytes / 1e6:,.1f} MB in 16 bits")] if packed else []),
-        (
-            "calibrated with",
-            f"{found.settings['samples']} windows of {found.settings['length']} tokens of {found.settings['data']}",
-        ),
+        *([("on disk", f"{packed / 1e6:,.0f} MB")] if packed else []),
+        ("calibration", "{samples} × {length} tokens".format(**found.settings)),
         ("time", f"{found.settings['seconds']['in all']:,.0f} s"),
         ("peak memory", f"{found.settings['peak memory, bytes'] / 1e9:.1f} GB"),
     ]
