@@ -67,16 +67,17 @@ def claim(budget: str, progress: Progress) -> Claim:
     eight, four = added[EIGHT], added[FOUR]
     value = math.exp(full + eight[TURNED])
     parts = {
-        f"perplexity below {GOAL:g}": value < GOAL,
-        f"added at most {LESS:g} of RTN's with 8-bit weights": eight[TURNED] <= LESS * eight[RTN],
-        f"added at most {LESS:g} of SmoothQuant's with 8-bit weights": eight[TURNED] <= LESS * eight[SMOOTH],
-        "GPTQ better than rounding to nearest": four[OURS] < four[TURNED],
-        f"added at most {HALF:g} of RTN's with 4-bit weights": four[OURS] <= HALF * four[RTN],
-        f"added at most {HALF:g} of SmoothQuant's with 4-bit weights": four[OURS] <= HALF * four[SMOOTH],
+        f"perplexity {value:.4g} with 8-bit weights": value < GOAL,
+        f"GPTQ adds {four[OURS]:.3g}, rounding to nearest {four[TURNED]:.3g}": four[OURS] < four[TURNED],
     }
+    for scheme, ours, most in ((EIGHT, TURNED, LESS), (FOUR, OURS, HALF)):
+        for other in (RTN, SMOOTH):
+            ratio = added[scheme][ours] / added[scheme][other]
+            said = f"adds {ratio:.3g} times the loss that {other} adds in {scheme}, and at most {most:g} were to be"
+            parts[said] = ratio <= most
     if budget == "small":  # what is planted SmoothQuant can undo, and there is little for GPTQ to save
-        parts = {part: fine for part, fine in parts.items() if "RTN's" in part}
-    failing = ", ".join(part for part, fine in parts.items() if not fine)
+        parts = {part: fine for part, fine in parts.items() if f"that {RTN}" in part}
+    failing = "; ".join(part for part, fine in parts.items() if not fine)
     return Claim(
         paper="QuaRot",
         published="Llama-2-7B with 4 bits for weights, inputs and cache: WikiText-2 perplexity 6.10, in FP16 5.47",
