@@ -26,15 +26,24 @@ class Lab:
         Of 128 tokens: of calibration, and held out.
     factor : float
         k of the planted channels of norms of the first two; 1 plants nothing.
+    training : int
+        The seed of the training of the first two.
     """
 
     def __init__(
-        self, model: str, budget: str, seed: int, samples: int = 16, windows: int = 64, factor: float = 1.0
+        self,
+        model: str,
+        budget: str,
+        seed: int,
+        samples: int = 16,
+        windows: int = 64,
+        factor: float = 1.0,
+        training: int = 0,
     ) -> None:
         from farout.claims._small_models import parts
         from farout.data.calibration import calibration
 
-        self.opened = _opened(model, budget, factor, seed)
+        self.opened = _opened(model, budget, factor, seed, training)
         texts = [[part] for part in parts()] if model in DECODERS else ["wikitext2-valid", "wikitext2"]
         settings = {"length": 128, "batch_size": 16}
         self.batches = calibration(texts[0], self.opened, samples=samples, seed=seed, **settings)
@@ -53,7 +62,7 @@ class Lab:
         return divergence(self.opened, model, self.held_out)
 
 
-def _opened(model: str, budget: str, factor: float, seed: int) -> Any:
+def _opened(model: str, budget: str, factor: float, seed: int, training: int) -> Any:
     from farout.claims._passages import smollm2
     from farout.claims._planted import plant
     from farout.claims._small_models import small_language_model
@@ -62,7 +71,7 @@ def _opened(model: str, budget: str, factor: float, seed: int) -> Any:
 
     if model not in DECODERS:
         return smollm2() if model == "SmolLM2" else open_model(pretrained("minilm-l6"))
-    opened = small_language_model(model, budget)
+    opened = small_language_model(model, budget, training)
     return opened if factor == 1 else plant(opened, CHANNELS, factor, seed=seed)[0]
 
 
