@@ -1,0 +1,72 @@
+"""What claims about known and unknown small images share: the known ones, sets that show none of them, and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from farout.bench.metrics import auroc
+
+FAR = {
+    "cifar10": (
+        "textures64",
+        "mnist-test",
+        "tin-scene",
+        "tin-texture",
+        "tin-object",
+        "tin-food",
+        "tin-invertebrate",
+    ),
+    "mnist": ("omniglot",),
+}
+MOST = 2_000  # images of an unknown set
+PLAIN = (0.0,) * 3, (1.0,) * 3  # pixels of 0 to 1
+
+
+def known(name: str, part: str, rows: int | None, device: Any) -> tuple[Any, Any]:
+    """Return images and labels of a known set: pixels (n, 3, H, W) of 0 to 1, and (n,)."""
+    import torch
+
+    from farout.data.images import image_set, to_tensor
+
+    found = image_set(f"{name}-{part}", rows)
+    return to_tensor(found.images, *PLAIN).to(device), torch.from_numpy(found.labels.copy()).to(device)
+
+
+def unknown(name: str, sets: tuple[str, ...], rows: int, device: Any, coded: bool = True) -> dict[str, Any]:
+    """Return images of unknown sets by name, in the size of the known ones and, where wanted, stored like CIFAR-10."""
+    from farout.data.images import image_set, recoded, resized, to_tensor
+
+    found = {}
+    for one in sets:
+        images = image_set(one, rows).images
+        if name == "cifar10":
+            images = recoded(images) if coded else resized(images, 32)
+        found[one] = to_tensor(images, *PLAIN).to(device)
+    return found
+
+
+def views_of(net: Any, x_BCHW: Any) -> Any:
+    """Return logits and features of images, in evaluation mode."""
+    import torch
+
+    from farout.ood.views import Views
+
+    with torch.no_grad():
+        features = torch.cat([net.features(part) for part in x_BCHW.split(1_000)])
+        return Views(net.linear(features), features)
+
+
+def aurocs(score: Any, usual: Any, strange: Mapping[str, Any]) -> dict[str, float]:
+    """Return the AUROC of a score of views for each unknown set against the known test images."""
+    import torch
+
+    with torch.no_grad():
+        inside = score.score(usual).cpu().numpy()
+        outside = {name: score.score(views).cpu().numpy() for name, views in strange.items()}
+    return {
+        name: auroc(np.repeat([0, 1], [len(inside), len(far)]), np.concatenate([inside, far]))
+        for name, far in outside.items()
+    }
