@@ -16,7 +16,7 @@ from farout.data.images import image_set
 CLASSES = 6  # the digits 0 to 5 are familiar
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "oh")
 PLAIN, BOTH, A2D = "no loss beside", "A2D + NP-Mix", "A2D"
-METHODS: dict[str, dict[str, float]] = {
+METHODS: dict[str, dict[str, Any]] = {
     PLAIN: {"agree_to_disagree": 0, "outlier_disagreement": 0, "outlier_entropy": 0},
     A2D: {"agree_to_disagree": 1, "outlier_disagreement": 0, "outlier_entropy": 0},
     "NP-Mix": {"agree_to_disagree": 0},
@@ -168,7 +168,7 @@ class _Run:
         with seeded(seed):
             nets = [_net(example) for example in (data.train[0], data.sounds.sounds)]
             head = JointHead([net.width for net in nets], CLASSES)
-        self.model = nn.ModuleList([*nets, head]).to(data.device)
+        self.model: Any = nn.ModuleList([*nets, head]).to(data.device)
         self.used = [SINGLE.index(method)] if method in SINGLE else [0, 1]
         losses = MultiOOD(head, start_epoch=epochs // 5, seed=seed, **METHODS.get(method, METHODS[PLAIN]))
         steps_of_epoch, steps = -(-len(data.train[0]) // size["batch"]), 0
