@@ -129,7 +129,7 @@ class MixOE:
         """
         mixed_BCHW, share = self.mixed(x_BCHW, outliers_BCHW, generator)
         logits, mixed_logits = both(model, x_BCHW, mixed_BCHW, self.joint)
-        targets = exposed_targets(y, logits.shape[1], share).to(logits.dtype)
+        targets = exposed_targets(y, logits.shape[1], share)
         return {
             "classes": cross_entropy(logits, y),
             "mixtures": self.weight * soft_cross_entropy(mixed_logits, targets),
