@@ -71,20 +71,19 @@ class ASH(Score):
         """Return shaped features (n, d)."""
         if self.variant not in VARIANTS:
             raise UnknownName("variant of ASH", self.variant, VARIANTS)
-        kept = kept_features(features, self.percentile)
-        if self.variant == "p":
-            return kept
-        whole, left = features.sum(1, keepdim=True), kept.sum(1, keepdim=True)
-        if self.variant == "s":
-            return kept * (whole / left).exp()
-        count = (kept != 0).sum(1, keepdim=True).clamp(min=1)
-        return (kept != 0) * (whole / count)
+        values, places = largest(features, self.percentile)
+        whole = features.sum(1, keepdim=True)
+        if self.variant == "b":
+            values = (whole / values.shape[1]).expand(values.shape)
+        elif self.variant == "s":
+            values = values * (whole / values.sum(1, keepdim=True)).exp()
+        return features.new_zeros(features.shape).scatter(1, places, values)
 
 
-def kept_features(features: Tensor, percentile: float) -> Tensor:
-    """Return features (n, d) of which the smallest ``percentile`` percent of each row are 0."""
-    if not 0 <= percentile < 100:
+def largest(features: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
+    """Return the features of each row (n, d) that are not among its smallest ``percentile`` percent, and their
+    places.""" if not 0 <= percentile < 100:
         raise BadInput(f"a percentile is 0 at least and below 100, not {percentile:g}")
-    count = features.shape[1] - round(features.shape[1] * percentile / 100)
-    values, places = features.topk(max(count, 1), dim=1)
-    return features.new_zeros(features.shape).scatter(1, places, values)
+    width = int(features.shape[1])  # of a trace it is a tensor
+    count = width - round(width * percentile / 100)
+    return features.topk(max(count, 1), dim=1)

@@ -22,6 +22,7 @@ Differences from the paper and the official code (pokaxpoka/deep_Mahalanobis_det
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Self
@@ -165,7 +166,10 @@ class Mahalanobis(Score):
 
         x = np.concatenate([usual.cpu().double().numpy(), outliers.cpu().double().numpy()])
         y = np.repeat([0, 1], [len(usual), len(outliers)])
-        found = LogisticRegressionCV(use_legacy_attributes=False, scoring="neg_log_loss").fit(x, y)
+        with warnings.catch_warnings():
+            # of defaults that will change; the paper's code takes those of its day
+            warnings.simplefilter("ignore", FutureWarning)
+            found = LogisticRegressionCV().fit(x, y)
         self.weights_ = torch.from_numpy(found.coef_[0].copy()).to(self.weights_.device)
         self.bias_ = float(found.intercept_[0])
         return self

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from farout.cards import paper
 from farout.ood._score import Score, features_of, head_of
-from farout.ood.ash import kept_features
+from farout.ood.ash import largest
 from farout.ood.views import Views
 
 __all__ = ["SCALE"]
@@ -60,5 +60,5 @@ class SCALE(Score):
         """Return ``-logsumexp(W h exp(sum h / sum of the large h) + b)`` (n,)."""
         weight, bias = head_of(views)
         features = features_of(views)
-        large = kept_features(features, self.percentile).sum(1, keepdim=True)
+        large = largest(features, self.percentile)[0].sum(1, keepdim=True)
         return -((features * (features.sum(1, keepdim=True) / large).exp()) @ weight.T + bias).logsumexp(1)

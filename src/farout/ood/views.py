@@ -176,15 +176,12 @@ class Viewer:
                 stack.callback(self._hook(name, f"stage {name}", keep))
             logits = logits_of(_call(self.model, batch))
         head = self._modules[self.head] if self.head is not None else None
-        return Views(
-            logits,
-            caught.get("features"),
-            {name: caught[f"stage {name}"] for name in self.layers},
-            head.weight if isinstance(head, nn.Linear) else None,
-            (head.bias if head.bias is not None else head.weight.new_zeros(len(head.weight)))
-            if isinstance(head, nn.Linear)
-            else None,
-        )
+        weight = bias = None
+        if isinstance(head, nn.Linear):
+            weight = head.weight.detach()
+            bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
+        stages = {name: caught[f"stage {name}"] for name in self.layers}
+        return Views(logits, caught.get("features"), stages, weight, bias)
 
     def _hook(self, name: str, what: str, keep: Callable[[str, Any, str], None]) -> Callable[[], None]:
         return self._modules[name].register_forward_hook(lambda _, args, output: keep(name, output, what)).remove
@@ -354,15 +351,16 @@ def _head(model: nn.Module, seen: Sequence[_Seen]) -> str:
 
 def _stages(seen: Sequence[_Seen]) -> tuple[str, ...]:
     """Return the names of the modules whose outputs are the stages."""
-    pictures = [one for one in seen if one.output is not None and one.output.ndim == 4]
-    if pictures:  # the last module to end at a size is the outermost, behind its activation
-        return tuple({tuple(_there(one.output).shape[1:]): one.name for one in pictures}.values())
     blocks: dict[str, list[str]] = {}
     for one in seen:
         if one.output is not None and one.output.ndim == 3 and one.name.rpartition(".")[2].isdigit():
             blocks.setdefault(f"{one.name.rpartition('.')[0]} {tuple(one.output.shape[1:])}", []).append(one.name)
-    if blocks:
-        return tuple(max(blocks.values(), key=lambda names: len(names)))
+    longest: list[str] = max(blocks.values(), key=len, default=[])
+    if len(longest) > 1:
+        return tuple(longest)
+    pictures = [one for one in seen if one.output is not None and one.output.ndim == 4]
+    if pictures:  # the last module to end at a size is the outermost, behind its activation
+        return tuple({tuple(_there(one.output).shape[1:]): one.name for one in pictures}.values())
     found = []
     linear = [one for one in seen if isinstance(one.module, nn.Linear)]
     for one in linear[1:]:
@@ -469,7 +467,9 @@ def _digest(model: nn.Module, batches: Iterable[Any], settings: Any) -> str:
     tensors = itertools.chain(model.state_dict().items(), (pair for batch, _ in batches for pair in lead(batch)))
     for name, tensor in tensors:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        found.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+        )
     return found.hexdigest()
 
 
