@@ -81,8 +81,8 @@ class ASH(Score):
 
 
 def largest(features: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
-    """Return the features of each row (n, d) that are not among its smallest ``percentile`` percent, and their
-    places.""" if not 0 <= percentile < 100:
+    """Return the features of each row (n, d) but its smallest ``percentile`` percent, and where they stand."""
+    if not 0 <= percentile < 100:
         raise BadInput(f"a percentile is 0 at least and below 100, not {percentile:g}")
     width = int(features.shape[1])  # of a trace it is a tensor
     count = width - round(width * percentile / 100)
