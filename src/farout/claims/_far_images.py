@@ -19,7 +19,7 @@ FAR = {
         "tin-food",
         "tin-invertebrate",
     ),
-    "mnist": ("omniglot",),
+    "mnist": ("omniglot", "textures64"),
 }
 MOST = 2_000  # images of an unknown set
 PLAIN = (0.0,) * 3, (1.0,) * 3  # pixels of 0 to 1
@@ -42,20 +42,29 @@ def unknown(name: str, sets: tuple[str, ...], rows: int, device: Any, coded: boo
     found = {}
     for one in sets:
         images = image_set(one, rows).images
-        if name == "cifar10":
-            images = recoded(images) if coded else resized(images, 32)
+        images = recoded(images) if coded and name == "cifar10" else resized(images, 32 if name == "cifar10" else 28)
         found[one] = to_tensor(images, *PLAIN).to(device)
     return found
 
 
+def normalised(x_BCHW: Any) -> Any:
+    """Return pixels of 0 to 1 as networks read them."""
+    import torch
+
+    from farout.data.images import DEVIATION, MEAN
+
+    mean, deviation = (torch.tensor(values, device=x_BCHW.device).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    return (x_BCHW - mean) / deviation
+
+
 def views_of(net: Any, x_BCHW: Any) -> Any:
-    """Return logits and features of images, in evaluation mode."""
+    """Return logits and features of pixels of 0 to 1, by a network in evaluation mode that reads them normalised."""
     import torch
 
     from farout.ood.views import Views
 
     with torch.no_grad():
-        features = torch.cat([net.features(part) for part in x_BCHW.split(1_000)])
+        features = torch.cat([net.features(normalised(part)) for part in x_BCHW.split(1_000)])
         return Views(net.linear(features), features)
 
 
