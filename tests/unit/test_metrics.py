@@ -12,14 +12,24 @@ from farout.bench.metrics import (
     auroc,
     average_precision,
     bootstrap_ci,
+    detection_accuracy,
     fpr_at_tpr,
     normalized_ap,
+    ood_metrics,
     partial_auroc,
     precision_at_n,
 )
 from farout.errors import BadInput
 
-METRICS = [auroc, average_precision, normalized_ap, fpr_at_tpr, precision_at_n, lambda y, s: partial_auroc(y, s, 0.3)]
+METRICS = [
+    detection_accuracy,
+    auroc,
+    average_precision,
+    normalized_ap,
+    fpr_at_tpr,
+    precision_at_n,
+    lambda y, s: partial_auroc(y, s, 0.3),
+]
 
 
 @st.composite
@@ -115,7 +125,7 @@ def test_metrics_depend_on_the_ranking_alone(metric):
 
 
 @pytest.mark.parametrize(
-    ("metric", "perfect", "constant"), list(zip(METRICS, [1, 1, 1, 0, 1, 1], [0.5, 0.2, 0, 1, 0.2, 0.5]))
+    ("metric", "perfect", "constant"), list(zip(METRICS, [1, 1, 1, 1, 0, 1, 1], [0.5, 0.5, 0.2, 0, 1, 0.2, 0.5]))
 )
 def test_perfect_and_constant_scores(metric, perfect, constant):
     label = np.array([0] * 8 + [1] * 2)
@@ -179,3 +189,57 @@ def test_shares_out_of_range_are_named(share):
         bootstrap_ci(auroc, label, score, level=share)
     with pytest.raises(BadInput, match="must be at least 1; it is 0"):
         bootstrap_ci(auroc, label, score, n=0)
+
+
+@given(rankings(), st.sampled_from([0.2, 0.5, 0.8, 0.95, 1.0]))
+def test_fpr_of_both_conventions_is_what_scikit_learn_counts(ranking, tpr):
+    label, score = ranking
+    for positive, side, sign in (("out", label, 1), ("in", 1 - label, -1)):
+        false, true, _ = referee.roc_curve(side, sign * score, drop_intermediate=False)
+        expected = false[np.flatnonzero(true >= tpr)[0]]
+        assert fpr_at_tpr(label, score, tpr, positive=positive) == pytest.approx(expected, abs=1e-12)
+
+
+@given(rankings())
+def test_numbers_for_inputs_from_elsewhere_equal_counting_by_hand(ranking):
+    label, score = ranking
+    inside, outside = score[label == 0], score[label == 1]
+    found = ood_metrics(inside, outside)
+    cuts = np.unique(score)
+    passing = [cut for cut in cuts if (inside <= cut).mean() >= 0.95]
+    flagging = [cut for cut in cuts if (outside >= cut).mean() >= 0.95]
+    assert found["fpr95_in"] == pytest.approx((outside <= min(passing)).mean())
+    assert found["fpr95_out"] == pytest.approx((inside >= max(flagging)).mean())
+    pairs = outside[:, None] - inside
+    assert found["auroc"] == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+    assert found["aupr_in"] == pytest.approx(referee.average_precision_score(1 - label, -score))
+    assert found["aupr_out"] == pytest.approx(referee.average_precision_score(label, score))
+    each = [((outside >= cut).mean() + (inside < cut).mean()) / 2 for cut in [*cuts, np.inf]]
+    assert found["detection_accuracy"] == pytest.approx(max(each)) == detection_accuracy(label, score)
+
+
+def test_only_fpr_and_aupr_tell_which_side_is_positive():
+    # 20 that belong, one of them far out; 4 from elsewhere, one of them in the midst of the others.
+    inside, outside = [*range(19), 100.0], [9.5, 50, 51, 52]
+    found = ood_metrics(inside, outside)
+    assert found["fpr95_in"] == 1 / 4  # 19 of 20 pass up to 18, and with them the one at 9.5
+    assert found["fpr95_out"] == 10 / 20  # to catch all four, 10 to 18 and 100 are flagged
+    other = ood_metrics(-np.array(outside), -np.array(inside))  # the sides change places
+    assert (other["fpr95_in"], other["fpr95_out"]) == (found["fpr95_out"], found["fpr95_in"])
+    assert (other["aupr_in"], other["aupr_out"]) == (found["aupr_out"], found["aupr_in"]) != (found["aupr_in"],) * 2
+    for name in ("auroc", "detection_accuracy"):
+        assert other[name] == pytest.approx(found[name], abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "says"),
+    [([], [1], r"\(0,\) and \(1,\)"), ([1], [[1]], r"\(1, 1\)"), ([1, 2], [np.nan], "NaN, the first at row 2")],
+)
+def test_unusable_scores_of_two_sides_are_named(inside, outside, says):
+    with pytest.raises(BadInput, match=says):
+        ood_metrics(inside, outside)
+
+
+def test_a_side_is_in_or_out():
+    with pytest.raises(BadInput, match="not 'id'"):
+        fpr_at_tpr([0, 1], [1, 2], positive="id")

@@ -1,7 +1,8 @@
 """How well a score ranks outliers above normal rows.
 
-Every function takes ``label`` (1 = outlier, 0 = normal) and ``score`` (larger = farther out). The *positive* class is
-the outliers, everywhere. Rows with equal scores are one threshold, so no number depends on the order of the rows.
+Functions take ``label`` (1 = outlier, 0 = normal) and ``score`` (larger = farther out). The *positive* class is the
+outliers, unless a name or an argument says otherwise, as the literature on inputs from elsewhere needs it
+(:func:`ood_metrics`). Rows with equal scores are one threshold, so no number depends on the order of the rows.
 Infinite scores are ranked like any other; missing ones are refused.
 """
 
@@ -143,18 +144,20 @@ def normalized_ap(label: ArrayLike, score: ArrayLike) -> float:
     return (precision - rate) / (1 - rate)
 
 
-def fpr_at_tpr(label: ArrayLike, score: ArrayLike, tpr: float = 0.95) -> float:
+def fpr_at_tpr(label: ArrayLike, score: ArrayLike, tpr: float = 0.95, *, positive: str = "out") -> float:
     """Share of normal rows flagged at the highest threshold that flags at least ``tpr`` of the outliers.
 
-    The positives are the outliers. Much of the out-of-distribution literature counts the *normal* rows as positives
-    and prints another number under the name FPR95: ``fpr_at_tpr(1 - label, -score)``.
+    Much of the out-of-distribution literature counts the *normal* rows as positives and prints another number under the
+    name FPR95: the share of outliers that pass at the lowest threshold that passes at least ``tpr`` of the normal rows.
 
     Parameters
     ----------
     label, score : array of shape (n,)
         As in `auroc`.
     tpr : float, default 0.95
-        The share of outliers that must be flagged, in (0, 1].
+        The share of positives that must be found, in (0, 1].
+    positive : {"out", "in"}
+        Which rows are the positives: the outliers, or the normal rows.
 
     Returns
     -------
@@ -164,17 +167,97 @@ def fpr_at_tpr(label: ArrayLike, score: ArrayLike, tpr: float = 0.95) -> float:
     Raises
     ------
     BadInput
-        As in `auroc`, or ``tpr`` outside (0, 1].
+        As in `auroc`, or ``tpr`` outside (0, 1], or ``positive`` neither word.
 
     Examples
     --------
-    >>> fpr_at_tpr([0, 0, 0, 0, 1, 1], [1, 2, 3, 6, 5, 7])
-    0.25
+    >>> label, score = [0, 0, 0, 0, 1, 1], [1, 2, 3, 6, 5, 7]
+    >>> fpr_at_tpr(label, score), fpr_at_tpr(label, score, positive="in")
+    (0.25, 0.5)
     """
     _check_share("tpr", tpr)
-    tp, fp = _counts(label, score)
+    if positive not in ("out", "in"):
+        raise BadInput(f"'positive' is 'out' (the outliers) or 'in' (the normal rows), not '{positive}'")
+    label, score = _checked(label, score)
+    tp, fp = _counts(label, score) if positive == "out" else _counts(1 - label, -score)
     enough = np.argmax(tp / tp[-1] >= tpr)
     return float(fp[enough] / fp[-1])
+
+
+def detection_accuracy(label: ArrayLike, score: ArrayLike) -> float:
+    """Share of rows told apart at the best threshold, where both classes weigh the same: max (TPR + TNR) / 2.
+
+    Parameters
+    ----------
+    label, score : array of shape (n,)
+        As in `auroc`.
+
+    Returns
+    -------
+    float
+        1 for a perfect ranking, 0.5 for a constant score.
+
+    Raises
+    ------
+    BadInput
+        As in `auroc`.
+
+    Examples
+    --------
+    >>> detection_accuracy([0, 0, 0, 0, 1, 1], [1, 2, 3, 6, 5, 7])
+    0.875
+    """
+    tp, fp = _counts(label, score)
+    return float(np.max(tp / tp[-1] + (1 - fp / fp[-1])) / 2)
+
+
+def ood_metrics(score_in: ArrayLike, score_out: ArrayLike) -> dict[str, float]:
+    """Tell how well a score separates inputs that belong from inputs from elsewhere, by all the field's numbers.
+
+    Parameters
+    ----------
+    score_in : array of shape (n,)
+        Of inputs that belong. Larger = farther out: a confidence must be negated.
+    score_out : array of shape (m,)
+        Of inputs from elsewhere.
+
+    Returns
+    -------
+    dict of str to float
+        - ``auroc``: chance that an input from elsewhere scores higher.
+        - ``aupr_in``, ``aupr_out``: average precision where the inputs that belong, or those from elsewhere, are the
+          positives. They depend on the ratio n : m.
+        - ``fpr95_in``: share of ``score_out`` that passes where 95 % of ``score_in`` pass (most papers).
+        - ``fpr95_out``: share of ``score_in`` that is flagged where 95 % of ``score_out`` are (OpenOOD, MultiOOD). The
+          two are different numbers; never compare across them.
+        - ``detection_accuracy``: see `detection_accuracy`.
+
+    Raises
+    ------
+    BadInput
+        Scores that are empty, missing or not one-dimensional.
+
+    Examples
+    --------
+    >>> ood_metrics([1, 2, 3, 6], [5, 7])
+    {'auroc': 0.875, 'aupr_in': 0.95, 'aupr_out': 0.833..., 'fpr95_in': 0.5, 'fpr95_out': 0.25,
+     'detection_accuracy': 0.875}
+    """
+    inside, outside = np.asarray(score_in, dtype=np.float64), np.asarray(score_out, dtype=np.float64)
+    if inside.ndim != 1 or outside.ndim != 1 or not inside.size or not outside.size:
+        raise BadInput(
+            f"'score_in' and 'score_out' must be one-dimensional with a score at least; their shapes are "
+            f"{inside.shape} and {outside.shape}"
+        )
+    label, score = np.repeat([0, 1], [inside.size, outside.size]), np.concatenate([inside, outside])
+    return {
+        "auroc": auroc(label, score),
+        "aupr_in": average_precision(1 - label, -score),
+        "aupr_out": average_precision(label, score),
+        "fpr95_in": fpr_at_tpr(label, score, positive="in"),
+        "fpr95_out": fpr_at_tpr(label, score, positive="out"),
+        "detection_accuracy": detection_accuracy(label, score),
+    }
 
 
 def precision_at_n(label: ArrayLike, score: ArrayLike) -> float:
