@@ -20,7 +20,7 @@ THRESHOLD = (
 )
 ANIMALS = (2, 3, 4, 5, 6, 7)  # of CIFAR-10: bird, cat, deer, dog, frog, horse
 OURS, SINGLE, MSP_NAME, PEER = f"PALM, K = {MANY}", f"PALM, K = {ONE}", "MSP", "KNN"
-# The full budget takes 1,176 steps where the paper takes 49,000, so prototypes move as fast as the code's default has it.
+# The full budget takes 1,176 steps where the paper takes 49,000, so prototypes move as fast as by the code's default.
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"known": "mnist", "rows": 600, "epochs": 4, "batch": 64, "momentum": 0.9, "most": 300},
     "full": {"known": "cifar10", "rows": 25_000, "epochs": 24, "batch": 512, "momentum": 0.99, "most": MOST},
@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def claim(budget: str, progress: Progress) -> Claim:
-    """Run the claim; both parts must hold. The small budget tells odd from even digits by a small net, hardly trained."""
+    """Run the claim; both parts must hold. The small budget tells odd from even digits, by a hardly trained net."""
     seeds = SEEDS[:1] if budget == "small" else SEEDS
     size = SIZES[budget]
     sets: Sequence[str] = FAR[size["known"]]
@@ -41,8 +41,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     mixture, beats = means[OURS] > means[SINGLE], min(means[OURS], means[SINGLE]) > means[MSP_NAME]
     accuracy = {row["score"]: row["accuracy"] for row in table}
     note = (
-        f"Several prototypes above one {verdict(mixture)}, both above MSP {verdict(beats)}: mean AUROC over {len(sets)} "
-        "far sets "
+        f"Several prototypes above one {verdict(mixture)}, both above MSP {verdict(beats)}: mean AUROC over "
+        f"{len(sets)} far sets "
         + ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         + f". Of two classes {accuracy[OURS]:.3f} of test images are told right by the nearest of {MANY} prototypes, "
         f"{accuracy[SINGLE]:.3f} of {ONE}, and {accuracy[MSP_NAME]:.3f} with cross-entropy."
