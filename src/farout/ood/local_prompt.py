@@ -97,6 +97,21 @@ class LocalPrompt(nn.Module):
     ------
     BadInput
         The model is no dual encoder with a vision transformer, or ``tokenize`` gives no token for each ``"X"``.
+
+    Examples
+    --------
+    >>> from transformers import CLIPConfig, CLIPModel
+    >>> tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> image, text = {"image_size": 8, "patch_size": 4}, {"vocab_size": 30, "eos_token_id": 29, "bos_token_id": 28}
+    >>> clip = CLIPModel(CLIPConfig(vision_config=image | tower, text_config=text | tower, projection_dim=4))
+    >>> def tokenize(texts):  # one a word
+    ...     ids = [[28, *(sum(map(ord, word)) % 28 for word in text.split()), 29] for text in texts]
+    ...     return torch.tensor([row + [29] * (16 - len(row)) for row in ids])
+    >>> x = torch.rand(4, 3, 8, 8)
+    >>> method = LocalPrompt(clip, ["cat", "dog"], tokenize, x, context=2, negatives=3)
+    >>> history = method.fit(x, torch.tensor([0, 0, 1, 1]), epochs=1)
+    >>> sorted(history[0]), method.score(x).shape
+    (['diversity', 'local', 'negative'], torch.Size([4]))
     """
 
     global_CD: Tensor
