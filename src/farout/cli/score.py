@@ -1,4 +1,4 @@
-"""``farout score``: rows of a table, or texts, that are far out, with reasons, as a list, a file and a page."""
+"""``farout score``: rows, texts or a model's inputs that are far out, as a list, a file and a page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ from farout.cli._common import (
 if TYPE_CHECKING:
     from farout.kit.columns import Columns
     from farout.scoring import Result
+    from farout.scoring.inputs import InputResult
     from farout.scoring.texts import TextResult
 
+PICTURED = (".npy", ".npz", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 Data = Annotated[
     str,
-    typer.Argument(help="A table (csv, tsv, jsonl, parquet, feather, npy, npz), '-' for stdin, or a data set's name."),
+    typer.Argument(
+        help="A table (csv, tsv, jsonl, parquet, feather, npy, npz), '-' for stdin, or a data set's name; with --model "
+        "texts, a folder of images, or a table of what the model takes."
+    ),
 ]
 Method = Annotated[
     str | None, typer.Option("--method", "-m", help="See 'farout list'.  [default: by what the rows are]")
@@ -76,25 +81,58 @@ def score(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A causal language model that reads texts: a folder, a .gguf file, or a packaged one's name."
+            help="A causal language model that reads texts, or a classifier whose inputs are watched (a method of the "
+            "room 'ood'): a folder, a file, py:EXPRESSION, or a packaged one's name."
         ),
     ] = None,
+    calibrate_on: Annotated[
+        str | None, typer.Option(help="Usual inputs of a classifier to set the line on.  [default: a part of --fit-on]")
+    ] = None,
+    ood: Annotated[
+        str | None, typer.Option(help="Known outliers among a classifier's inputs, to measure with.")
+    ] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score the rows of a table, or texts with a model: the farthest out on stdout, all in a file, and a page."""
+    """Score rows of a table, texts with a model, or a model's inputs: the farthest out on stdout, all in a file."""
     from farout.cards import find
     from farout.errors import BadInput
     from farout.scoring import score as score_table
 
     if model is not None:
-        if saved or leave_out or engine != "auto" or scheduler:
-            raise BadInput(
-                "--model reads texts, so --with, --leave-out, --engine and --scheduler have no place beside it"
+        if saved or engine != "auto" or scheduler:
+            raise BadInput("--model reads inputs at once, so --with, --engine and --scheduler have no place beside it")
+        check_outputs([path.with_suffix(".jsonl") if path.suffix == ".json" else path for path in output])
+        words = assignments(kind, "--kind")
+        if find(method).room != "text" if method is not None else _pictured(data):
+            found = _score_inputs(
+                model,
+                method,
+                [_source(one, as_, encoding) if one else None for one in (data, fit_on, calibrate_on, ood)],
+                quiet,
+                rate=rate,
+                parameters=parameters(set_),
+                column=_column(words, "text", ("text", "label")),
+                label=_column(words, "label", ("text", "label")),
+                leave_out=leave_out,
+                skip_broken=skip_broken,
+                seed=seed,
             )
-        _score_texts(data, model, method, fit_on, rate, top, output, set_, kind, seed, as_, encoding, quiet)
+            _deliver(found, found.name, output, top, quiet)
+            return
+        if leave_out or calibrate_on or ood or skip_broken:
+            raise BadInput(
+                "--leave-out, --calibrate-on, --ood and --skip-broken belong to the inputs of a classifier: name a "
+                "method of the room 'ood' with --method"
+            )
+        _score_texts(data, model, method, fit_on, rate, top, output, set_, words, seed, as_, encoding, quiet)
         return
+    if calibrate_on or ood or skip_broken:
+        raise BadInput("--calibrate-on, --ood and --skip-broken belong to a model's inputs: say which with --model")
     if method is not None and find(method).room == "text":
         raise BadInput(f"'{find(method).slug}' reads texts with a language model: say which one with --model")
+    if method is not None and find(method).kind == "score":
+        raise BadInput(f"'{find(method).slug}' watches the inputs of a model: say which one with --model")
     if saved and (method or fit_on or set_ or kind or leave_out):
         raise BadInput(
             "--with scores by a saved detector, so --method, --fit-on, --set, --kind and --leave-out have no place "
@@ -124,6 +162,18 @@ def score(
     _deliver(result, name, output, top, quiet)
 
 
+def _score_inputs(model: str, method: str | None, sources: list[Any], quiet: bool, **options: Any) -> InputResult:
+    """Score the inputs of a classifier, and say what a user must know."""
+    from farout.scoring.inputs import score_inputs
+
+    data, train, usual, ood = sources
+    with progress(quiet) as report:
+        found = score_inputs(data, model, method, fit_on=train, calibrate_on=usual, ood=ood, progress=report, **options)
+    for note in found.notes:
+        talk(f"note: {note}", quiet)
+    return found
+
+
 def _score_texts(
     data: str,
     model: str,
@@ -133,19 +183,16 @@ def _score_texts(
     top: int,
     output: list[Path],
     set_: list[str],
-    kind: list[str],
+    words: dict[str, str],
     seed: int,
     as_: str | None,
     encoding: str,
     quiet: bool,
 ) -> None:
     """Score texts with a language model."""
-    from farout.errors import BadInput
     from farout.scoring.texts import DEFAULT, score_texts
 
-    kinds = assignments(kind, "--kind")
-    if len(kinds) > 1 or set(kinds.values()) - {"text"}:
-        raise BadInput("beside --model, --kind names the column that holds the texts: --kind NAME=text")
+    column = _column(words, "text", ("text",))
     check_outputs(output)
     source, normal = (_texts(one, as_, encoding) if one else None for one in (data, fit_on))
     name = getattr(source, "name", Path(data).stem)
@@ -154,7 +201,7 @@ def _score_texts(
             source,
             model,
             method or DEFAULT,
-            column=next(iter(kinds), None),
+            column=column,
             fit_on=normal,
             rate=rate,
             parameters=parameters(set_),
@@ -170,7 +217,29 @@ def _texts(data: str, as_: str | None, encoding: str) -> Any:
     return data if as_ is None and Path(data).suffix.lower() == ".txt" else table(data, as_, encoding)
 
 
-def _deliver(result: Result | TextResult, name: str, output: list[Path], top: int, quiet: bool) -> None:
+def _source(data: str, as_: str | None, encoding: str) -> Any:
+    """Open a table or texts; images and arrays are opened by whoever knows what the model takes."""
+    return data if _pictured(data) else _texts(data, as_, encoding)
+
+
+def _pictured(data: str) -> bool:
+    """Whether data are images or arrays, and no texts or table."""
+    path = Path(data)
+    return path.is_dir() or path.suffix.lower() in PICTURED
+
+
+def _column(words: dict[str, str], wanted: str, kinds: tuple[str, ...]) -> str | None:
+    """Return the column that was said to hold texts, or labels."""
+    from farout.errors import BadInput
+
+    if set(words.values()) - set(kinds) or len(set(words.values())) < len(words):
+        holds = " or the ".join(f"{kind}s" for kind in kinds)
+        said = " or ".join(f"--kind NAME={kind}" for kind in kinds)
+        raise BadInput(f"beside --model, --kind names the column that holds the {holds}: {said}")
+    return next((name for name, kind in words.items() if kind == wanted), None)
+
+
+def _deliver(result: Result | TextResult | InputResult, name: str, output: list[Path], top: int, quiet: bool) -> None:
     """Write what was asked for, then print."""
     result.settings["command"] = ["farout", *sys.argv[1:]]
     paths = [path for path in output if str(path) != "-"]
@@ -207,7 +276,7 @@ def described(columns: Columns, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _print_top(result: Result | TextResult, most: int) -> None:
+def _print_top(result: Result | TextResult | InputResult, most: int) -> None:
     """Print the rows farthest out; one line each where stdout is no terminal."""
     from rich.console import Console
     from rich.table import Table
@@ -215,6 +284,8 @@ def _print_top(result: Result | TextResult, most: int) -> None:
 
     rang = int(result.alarms.sum())
     what, whole = ("texts", "file") if hasattr(result, "texts") else ("rows", "table")
+    if hasattr(result, "what"):
+        what, whole = result.what, "inputs"
     meaning = (
         f"p-values against held-out normal {what}: at most {100 * result.rate:.3g} % of normal {what} ring"
         if result.calibrated
@@ -224,7 +295,7 @@ def _print_top(result: Result | TextResult, most: int) -> None:
     rows = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in (("row", "right"), ("score", "right"), ("p", "right"), ("", "left"), ("why", "left")):
         rows.add_column(name, justify=side, no_wrap=name != "why", overflow="fold")  # type: ignore[arg-type]
-    for row, value, p, alarm, why in result.top(most).iter_rows():
+    for row, value, p, alarm, why in result.lines(most) if hasattr(result, "lines") else result.top(most).iter_rows():
         # Text, not markup: values may hold brackets
         rows.add_row(f"{row:,}", f"{value:.3f}", f"{p:.2g}", Text("*" if alarm else "", "red"), Text(why))
     console = Console() if sys.stdout.isatty() else Console(width=200)
