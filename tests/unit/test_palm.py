@@ -184,6 +184,17 @@ def test_gradients_reach_the_encoder_by_both_losses_and_no_step_holds_on_to_the_
     assert float(features.grad.abs().max()) < 0.01 * float(slopes["contrast"].abs().max())  # by 1 - momentum
 
 
+def test_the_likelihood_moves_embeddings_and_no_prototypes():
+    head, labels = bare(2, prototypes=3, neighbours=2, momentum=0.5), torch.arange(10) % 2
+    features = drawn(10, 4).requires_grad_(True)
+    (slope,) = torch.autograd.grad(head.losses(features, labels)["likelihood"], features)
+    embeddings = on_sphere(features)
+    weights = head._assigned(embeddings, head.prototypes, head._own(labels, features))
+    logits = embeddings @ head.prototypes.T / 0.1
+    fixed = (logits.logsumexp(1) - (weights * logits).sum(1)).mean()
+    torch.testing.assert_close(slope, torch.autograd.grad(fixed, features)[0])
+
+
 def test_prototypes_move_in_training_alone():
     head = bare(2, prototypes=3).eval()
     before = head.prototypes.clone()

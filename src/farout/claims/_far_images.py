@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from farout.bench.metrics import auroc
+from farout.bench.metrics import auroc, fpr_at_tpr
 
 FAR = {
     "cifar10": (
@@ -68,14 +68,22 @@ def views_of(net: Any, x_BCHW: Any) -> Any:
         return Views(net.linear(features), features)
 
 
-def aurocs(score: Any, usual: Any, strange: Mapping[str, Any]) -> dict[str, float]:
-    """Return the AUROC of a score of views for each unknown set against the known test images."""
+def judged(score: Any, usual: Any, strange: Mapping[str, Any], near: str = "") -> dict[str, float]:
+    """Return the AUROC of a score of views for each unknown set against the known test images.
+
+    ``FPR95`` beside them is the mean over all sets but the near one: of unknown images, those above the threshold that
+    95 % of the known ones reach, as these papers count.
+    """
     import torch
 
+    found, rates = {}, []
     with torch.no_grad():
         inside = score.score(usual).cpu().numpy()
-        outside = {name: score.score(views).cpu().numpy() for name, views in strange.items()}
-    return {
-        name: auroc(np.repeat([0, 1], [len(inside), len(far)]), np.concatenate([inside, far]))
-        for name, far in outside.items()
-    }
+        for name, views in strange.items():
+            outside = score.score(views).cpu().numpy()
+            label = np.repeat([0, 1], [len(inside), len(outside)])
+            both = np.concatenate([inside, outside])
+            found[name] = auroc(label, both)
+            if name != near:
+                rates.append(fpr_at_tpr(label, both, positive="in"))
+    return {"FPR95": float(np.mean(rates))} | found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from farout.claims._claim import Claim
-from farout.claims._far_images import FAR, MOST, aurocs, known, normalised, unknown, views_of
+from farout.claims._far_images import FAR, MOST, judged, known, normalised, unknown, views_of
 from farout.claims._tables import SEEDS, Progress, verdict
 
 MANY, ONE = 6, 1  # prototypes of a class
@@ -104,7 +104,7 @@ def _scores(data: _Data, size: dict[str, Any], seed: int) -> list[dict[str, Any]
         fitted_on = views_of(net, data.x)
         strange = {name: views_of(net, x_BCHW) for name, x_BCHW in data.strange.items()}
         for name, score in scores.items():
-            found = aurocs(score.fit(fitted_on), usual, strange)
+            found = judged(score.fit(fitted_on), usual, strange)
             rows.append({"score": name, "seed": seed, "accuracy": accuracy} | found)
     return rows
 
@@ -135,13 +135,14 @@ def _trained(data: _Data, size: dict[str, Any], seed: int, prototypes: int) -> A
     with seeded(seed):
         net.linear = PalmHead(net.width, 2, prototypes, momentum=size["momentum"])
     net.to(data.device)
-    generator = torch.Generator().manual_seed(seed)
+
+    def views(x_BCHW: Any, generator: Any) -> Any:
+        return normalised(torch.cat(two_views(x_BCHW, generator)))
 
     def step(net: Any, x_BCHW: Any, y: Any) -> Any:
-        x_BCHW = normalised(torch.cat(two_views(x_BCHW.float(), generator)))
         return net.linear.losses(net.features(x_BCHW), y.repeat(2))
 
-    fit(net, step, (data.x, data.y), learning_rate=0.5, weight_decay=1e-6, **shared)
+    fit(net, step, (data.x, data.y), learning_rate=0.5, weight_decay=1e-6, augment=views, **shared)
     return net
 
 
@@ -150,6 +151,6 @@ def _means(rows: list[dict[str, Any]], sets: Sequence[str]) -> list[dict[str, An
     found = []
     for name in dict.fromkeys(row["score"] for row in rows):
         chosen = [row for row in rows if row["score"] == name]
-        each = {key: float(np.mean([row[key] for row in chosen])) for key in ("accuracy", *sets)}
+        each = {key: float(np.mean([row[key] for row in chosen])) for key in ("accuracy", "FPR95", *sets)}
         found.append({"score": name, "far sets": float(np.mean([each[one] for one in sets]))} | each)
     return found

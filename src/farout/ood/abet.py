@@ -198,7 +198,8 @@ class AbetScore(Score):
     """Scores of inputs by a model with an :class:`AbetHead`; larger is farther out.
 
     Take the views with ``extract(model, data, needs=("logits", "features"), features=NAME)``, where NAME is the module
-    whose pooled output the head reads, such as ``"layer3"``: features are else found by a linear head.
+    whose pooled output the head reads, such as ``"layer3"``: features are else found by a linear head. AbeT's own score
+    needs logits alone, so that every tool for energy scores serves.
 
     Parameters
     ----------
