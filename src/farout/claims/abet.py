@@ -131,12 +131,12 @@ def _scores(data: _Data, size: dict[str, Any], seed: int) -> list[dict[str, Any]
 
 
 def _trained(data: _Data, size: dict[str, Any], seed: int, learned: bool) -> Any:
-    """Train a net with AbeT's head or a linear one; crops and mirrors, as little else as both can share."""
+    """Train a net with AbeT's head or a linear one, on crops and mirrored images."""
     from farout.kit.augment import crop_and_flip
     from farout.kit.fitting import fit
     from farout.kit.nets import ResNetCIFAR, SmallCNN
 
-    net = ResNetCIFAR(10, seed=seed) if size["rows"] is None else SmallCNN(10, width=8, seed=seed)
+    net: Any = ResNetCIFAR(10, seed=seed) if size["rows"] is None else SmallCNN(10, width=8, seed=seed)
     _set_head(net, seed, learned)
     net.to(data.device)
     fit(
@@ -178,7 +178,7 @@ def _curve(size: dict[str, Any], seed: int, learned: bool) -> list[dict[str, Any
     device = device_named("auto")
     (x, y), (test, _) = (known("mnist", part, size["rows"], device) for part in ("train", "test"))
     far = unknown("mnist", FAR["mnist"], size["most"], device)
-    net = SmallCNN(10, width=size["width"], seed=seed)
+    net: Any = SmallCNN(10, width=size["width"], seed=seed)
     _set_head(net, seed, learned)
     net.to(device)
     score = AbetScore(net.linear) if learned else Energy()

@@ -181,7 +181,7 @@ class PalmHead(nn.Module):
             moved = self._moved(embeddings, self._assigned(embeddings, self.prototypes, own))
             if self.training:
                 self.prototypes.copy_(moved.detach())
-            still = moved.detach()  # gradients reach the embeddings through the contrast alone
+            still = moved.detach()  # only the contrast has gradients through the prototypes
             logits = embeddings @ still.T / self.temperature
             fit = (self._assigned(embeddings, still, own) * logits).sum(1) - logits.logsumexp(1)
             return {"likelihood": -fit.mean(), "contrast": self.contrast * self._contrast(moved)}
