@@ -37,8 +37,8 @@ def claim(budget: str, progress: Progress) -> Claim:
         for scheme in size["schemes"]:
             where = {"model": model, "scheme": scheme}
             for name, recipe in METHODS.items():
-                lost = lab.lost(lab.quantized(recipe, NAMES[scheme]).model)
-                rows.append(where | {"method": name, "seed": seed, "divergence": lost})
+                lossy = lab.lost(lab.quantized(recipe, NAMES[scheme]).model)
+                rows.append(where | {"method": name, "seed": seed, "divergence": lossy})
     mean = means(rows, "model", "scheme", "method")
     holds, notes = True, []
     for model in size["models"]:

@@ -17,10 +17,12 @@ SUITES = {
     "mad_bench": (*TABLES, "files"),
     "perplexity": ("model", "texts", "length", "windows"),
     "quantize": ("model", "texts", "length", "windows", "recipes", "schemes", "data", "samples"),
+    "openood": ("model", "methods", "sets", "train", "usual", "rows", "recode"),
 }
+NEEDED = ("perplexity", "quantize")  # suites without a model of their own
 LISTS = ("methods", "sets", "texts", "recipes", "schemes")  # separated by commas
 OF_TABLES, OF_MODELS = "Options of adbench, macrodata and mad_bench", "Options of perplexity and quantize"
-OF_QUANTIZE = "Options of quantize"
+OF_QUANTIZE, OF_OPENOOD = "Options of quantize", "Options of openood (which also takes --methods, --sets, --model)"
 
 
 def add(app: typer.Typer) -> None:
@@ -42,7 +44,8 @@ def bench(
         str | None,
         typer.Option(
             help="Separated by commas; macrodata also takes oddbench, ovrbench, synbench, synbench/gmm-local-7, npz "
-            "files of its format and folders of them (default: those of the budget).",
+            "files of its format and folders of them (default: those of the budget); openood takes setting=name, such "
+            "as near=tin-near_animal, of a named set or a folder of images.",
             rich_help_panel=OF_TABLES,
         ),
     ] = None,
@@ -107,6 +110,27 @@ def bench(
     samples: Annotated[
         int | None, typer.Option(help="Windows of it (default: 128).", rich_help_panel=OF_QUANTIZE)
     ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="What scores are fitted to: a named set of images, or a folder (default: cifar10-train).",
+            rich_help_panel=OF_OPENOOD,
+        ),
+    ] = None,
+    usual: Annotated[
+        str | None,
+        typer.Option(
+            help="Images of the same kind that were not trained on (default: cifar10-test).",
+            rich_help_panel=OF_OPENOOD,
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Usual images at most (default: 4000).", rich_help_panel=OF_OPENOOD)
+    ] = None,
+    recode: Annotated[
+        bool | None,
+        typer.Option(help="Store all images as CIFAR-10 is stored (default).", rich_help_panel=OF_OPENOOD),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table and page.")] = Path("out"),
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -132,12 +156,16 @@ def bench(
         "schemes": schemes,
         "data": data,
         "samples": samples,
+        "train": train,
+        "usual": usual,
+        "rows": rows,
+        "recode": recode,
     }
     given = {name: value for name, value in every.items() if value is not None and value != []}
     for name in given:
         if name not in SUITES[suite]:
             raise BadInput(f"'{suite}' takes no {_option(name)}; it takes {', '.join(map(_option, SUITES[suite]))}")
-    if "model" in SUITES[suite] and model is None:
+    if suite in NEEDED and model is None:
         raise BadInput(f"'{suite}' needs --model, such as --model smollm2-135m")
     for name in LISTS:
         if name in given:

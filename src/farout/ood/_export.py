@@ -43,7 +43,7 @@ def export(watch: Any, path: str | Path, example: Any) -> None:
             f"'{type(score).__name__}' moves the input along a gradient, which an ONNX graph does not have; take "
             "another score, or set its size to 0 where it has one"
         )
-    opened = watch._open()
+    opened = watch.open()
     module = module_of(opened)
     batches, _ = batches_of(opened, example, 2)
     batch = moved(next(iter(batches))[0], module)

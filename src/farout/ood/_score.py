@@ -47,11 +47,14 @@ class Score(BaseEstimator):
         Whether there is something to fit.
     labelled : bool
         Whether fitting takes labels; predicted classes stand in where there are none.
+    unseen : bool
+        Whether it should be fitted to usual inputs that the model was not trained on.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("logits",)
     learns: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
+    unseen: ClassVar[bool] = False
 
     def fit(self, views: Views, labels: Tensor | None = None) -> Self:
         """Learn what usual inputs look like; scores of logits alone learn nothing."""

@@ -54,6 +54,7 @@ class ReAct(Score):
 
     needs = ("features", "head")
     learns = True
+    unseen = True
 
     def __init__(self, percentile: float = 90.0) -> None:
         self.percentile = percentile

@@ -57,6 +57,7 @@ class TemperatureScaling(Score):
 
     learns = True
     labelled = True
+    unseen = True
 
     def fit(self, views: Views, labels: Tensor | None = None) -> Self:
         """Find the temperature under which labels (n,) of inputs that were not trained on are likeliest."""

@@ -133,7 +133,7 @@ class Watch(Detector):
         method = self._fitted_method()
         if not method.steps():
             return self._scores_of_views(self._taken(X, method, None, progress)[0])
-        opened = self._open()
+        opened = self.open()
         module = module_of(opened)
         batches, total = batches_of(opened, X, self.batch_size)
         found: list[Tensor] = []
@@ -258,8 +258,8 @@ class Watch(Detector):
             raise NotFitted("this 'Watch' is not fitted yet: call fit(X) first")
         return self.method_
 
-    def _open(self) -> Any:
-        """Open the model, once."""
+    def open(self) -> Any:
+        """Return the model, opened and on its device."""
         if getattr(self, "_opened_", None) is None:
             opened = self.model
             if not isinstance(opened, nn.Module | OpenModel):
@@ -279,7 +279,7 @@ class Watch(Detector):
         self, X: Any, method: Score, y: Any, progress: Callable[[float], None] | None
     ) -> tuple[Views, Tensor | None]:
         return taken(
-            self._open(),
+            self.open(),
             X,
             self._how(method),
             labels=y,
