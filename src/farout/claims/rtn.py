@@ -25,8 +25,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     for model, seed in counted([(model, seed) for model in models for seed in seeds], progress):
         lab = Lab(model, budget, 0, 2, windows, training=seed)
         for scheme in (*(f"w{bits}a16" for bits in BITS), "w3a16g32"):
-            lost = lab.lost(lab.quantized("rtn", scheme).model)
-            rows.append({"model": model, "scheme": scheme, "seed": seed, "divergence": lost})
+            lossy = lab.lost(lab.quantized("rtn", scheme).model)
+            rows.append({"model": model, "scheme": scheme, "seed": seed, "divergence": lossy})
     mean = means(rows, "model", "scheme")
     holds, notes = True, []
     for model in models:
