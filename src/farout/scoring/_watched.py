@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from farout.alarm import Alarm, check_rate
+from farout.alarm import Alarm
 from farout.errors import BadInput, FaroutError
 from farout.io.models import OpenModel
 from farout.kit.training import device_named
@@ -73,19 +74,27 @@ class Run:
         _check_sizes([part for part in (train, usual, given, ood) if part is not None], self.opened)
         names = _names_of_classes(self.opened)
         labels, usual_labels, fitted = None, None, None
+        own = train if usual is None else None  # what the line is set on is a part of these
         with self._running():
             if train is not None:
                 labels, names = self._labels(train, names)
-                places, rest = _divided(train, usual, self.score, rate, seed)
+                places, rest = _divided(train, usual, self.score, seed)
                 fitted = train[places] if self.score.learns else None
                 if usual is None:
                     usual, usual_labels = train[rest], None if labels is None else labels[rest]
                 labels = None if labels is None else labels[places]
+            if usual is not None:
+                _check_line(usual, rate, self.what, own)
             known, groups, given = _known(given, ood)
             how = {key: self.chosen[key] for key in ("features", "layers", "pool") if self.chosen[key] is not None}
             watch = Watch(self.opened, self.score, **how, batch_size=self.chosen["batch_size"], device=self.device)
             learned = given[np.arange(min(2, len(given)))] if fitted is None else fitted  # a few, to learn nothing of
             watch.fit(self._batches(learned), labels if fitted is not None else None, partial(self.tell, "learning"))
+            if fitted is not None and getattr(self.score, "unseen", False):
+                self.notes.append(
+                    f"'{type(self.score).__name__}' is made to learn from usual {self.what} that the model was not "
+                    "trained on; those of its training set make it too sure"
+                )
             held = None if usual is None else self._look(watch, usual, "held out")[0]
             seen, classes = self._look(watch, given, "scoring")
         if held is not None:
@@ -224,12 +233,24 @@ def _names_of_classes(opened: OpenModel) -> list[str] | None:
     return [str(named[place]) for place in sorted(named)]
 
 
-def _divided(train: Given, usual: Given | None, score: Any, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _divided(train: Given, usual: Given | None, score: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide the training inputs into those that are learned from and those that set the line, by their places."""
     order = np.random.default_rng(seed).permutation(len(train))
     held_out = 0 if usual is not None else round(HELD_OUT * len(train)) if score.learns else len(train)
-    check_rate(rate, len(usual) if usual is not None else held_out)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _check_line(usual: Given, rate: float, what: str, whole: Given | None) -> None:
+    """Refuse a rate that so few inputs cannot keep: the least p-value is 1 / (m + 1)."""
+    need = math.ceil(1 / rate) - 1
+    if len(usual) < need:
+        seen = (
+            f"{len(usual):,} were given" if whole is None else f"{len(usual):,} of {len(whole):,} are held out for it"
+        )
+        raise BadInput(
+            f"a rate of {rate:g} needs {need:,} {what} at least to set the line on, and {seen}: give more of them "
+            "(--fit-on), others to set the line on (--calibrate-on), or a larger rate (--rate)"
+        )
 
 
 def _known(given: Given, ood: Given | None) -> tuple[np.ndarray | None, list[str] | None, Given]:
