@@ -168,6 +168,8 @@ def test_the_study_measures_every_backbone_group_and_score():
     found = [-(part.inputs @ weight.T + bias).softmax(1).amax(1) for part in (test, outliers["familiar"])]
     expected = roc_auc_score(np.repeat([0, 1], 60), torch.cat(found).numpy())
     assert table["whole", "familiar", "MSP"]["AUROC"] == pytest.approx(expected)
+    few = Group(drawn(3, 6, seed=4), torch.tensor([0, 0, 1]), ("pen", "cup"))
+    assert familiarity_study(backbones, train, test, {"few": few}, scores)[0]["separability"] is None
     with pytest.raises(BadInput, match="such as 'cat'"):
         familiarity_study(backbones, train, test, {"near": group(("Cat", "cup"), [0, 4])}, scores)
     with pytest.raises(BadInput, match="inputs of the task too"):

@@ -164,7 +164,8 @@ def familiarity_study(
     -------
     list of dict
         A row for each backbone, group of outliers and score: AUROC; and of the backbone the accuracy of the head on
-        ``test``, of the group its separability and the share of its variance within classes.
+        ``test``, of the group its separability (None where a class has one input only) and the share of its variance
+        within classes.
 
     Raises
     ------
@@ -204,7 +205,11 @@ def familiarity_study(
         accuracy = float((views(seen).logits.argmax(1) == test.labels).float().mean())
         for kind, group in outliers.items():
             foreign = features(group)
-            facts = {"separability": separability(foreign, group.labels), "within": spread(foreign, group.labels)}
+            enough = int(group.labels.unique(return_counts=True)[1].min()) > 1
+            facts = {
+                "separability": separability(foreign, group.labels) if enough else None,
+                "within": spread(foreign, group.labels),
+            }
             label = np.repeat([0, 1], [len(seen), len(foreign)])
             for word, score in scores.items():
                 fitted = score.fit(views(learned), train.labels)
