@@ -46,7 +46,7 @@ class Scale:
     learning_rate: float = 0.01
 
 
-SCALES = {"small": Scale(2_000, 1), "full": Scale(None, 20)}
+SCALES = {"small": Scale(1_000, 1), "full": Scale(None, 10)}  # six seconds of one core; half a minute of a GPU
 
 
 def classifier(seed: int, budget: str, progress: Progress = lambda what, done: None) -> Any:
@@ -57,7 +57,7 @@ def classifier(seed: int, budget: str, progress: Progress = lambda what, done: N
     seed : int
         Of the order of the images and of how they are cropped and mirrored; the start is the same.
     budget : {"small", "full"}
-        2,000 training images once, or all 20 times, on a GPU where there is one.
+        1,000 training images once, or all ten times, on a GPU where there is one.
     progress : callable
         Called with what is being done and the share done.
 
