@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ def openood(
     *,
     unseen: tuple[Any, Any] | None = None,
     shifted: Any = None,
+    deviation: Sequence[float] | None = None,
     batch_size: int = 256,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -85,6 +86,9 @@ def openood(
     shifted : inputs, optional
         Usual inputs that look another way. They join the usual ones (full spectrum), so that a score that flags them is
         worse for it.
+    deviation : sequence of float, optional
+        By which the channels of the inputs were divided, for scores that move inputs; see
+        :class:`farout.ood.Watch`.
     batch_size : int
     device : str
     progress : callable, optional
@@ -128,7 +132,8 @@ def openood(
         fitted_to, labels = unseen if unseen is not None and held else train
         fitted = score.fit(views["unseen" if held else "train", ""], _labels(labels))
         if fitted.steps():  # the input is moved, so that views do not do
-            watch = Watch(opened, score, batch_size=batch_size, device=device).fit(fitted_to, labels)
+            watch = Watch(opened, score, deviation=deviation, batch_size=batch_size, device=device)
+            watch.fit(fitted_to, labels)
             found = {key: watch.outlier_score(x) for key, x in inputs.items() if key[0] not in ("train", "unseen")}
         else:
             found = {
@@ -272,9 +277,12 @@ def _labels(labels: Any) -> Any:
 
 
 def _name(score: Score) -> str:
+    """Return the slug of a score, with the parameters that are not its defaults."""
     from farout.cards import find
 
-    return find(type(score).__paper__).slug
+    usual = type(score)().get_params(deep=False)
+    other = [f"{k}={v}" for k, v in score.get_params(deep=False).items() if v != usual[k]]
+    return ":".join([find(type(score).__paper__).slug, *other])
 
 
 def _write(folder: Path, table: pl.DataFrame, settings: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def _beside(batches: Iterable[Any], y: Tensor | None) -> Iterator[tuple[Any, Any
 
 
 def _labels(labels: Any) -> Tensor:
-    y = torch.as_tensor(np.asarray(labels))
+    y = torch.tensor(np.asarray(labels))
     if y.ndim != 1 or y.is_floating_point():
         raise BadInput(f"labels are whole numbers (n,), and not {y.dtype} of shape {tuple(y.shape)}")
     return y.long()
