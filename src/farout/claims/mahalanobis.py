@@ -141,6 +141,7 @@ def _added(budget: str, seed: int) -> dict[str, float]:
     from farout.kit.nets import SmallCNN
     from farout.kit.training import seeded
     from farout.ood import extract
+    from farout.ood._score import features_of
     from farout.ood.mahalanobis import Mahalanobis
 
     rows, epochs = (1_000, 2) if budget == "small" else (10_000, 6)
@@ -152,17 +153,18 @@ def _added(budget: str, seed: int) -> dict[str, float]:
     fit(net, cross_entropy_step, (x_BCHW[old], y[old]), epochs=epochs, learning_rate=0.05, seed=seed)
     views, new = extract(net, x_BCHW), extract(net, to_tensor(test.images))
     score = Mahalanobis("features").fit(views[old], y[old])
-    means = [views.features[y == label].double().mean(0) for label in range(5)]
+    features = features_of(views).double()
+    means = [features[y == label].mean(0) for label in range(5)]
     generator = torch.Generator().manual_seed(seed)
     for label in range(5, 10):
         places = (y == label).nonzero()[:, 0]
         some = views[places[torch.randperm(len(places), generator=generator)[:NEW]]]
         score.add_class(some, label)
-        means.append(some.features.double().mean(0))
+        means.append(features_of(some).double().mean(0))
     truth = torch.tensor(test.labels)
     distances = {
         "Mahalanobis": score.distances(new)["features"],
-        "Euclidean": torch.cdist(new.features.double(), torch.stack(means)).square(),
+        "Euclidean": torch.cdist(features_of(new).double(), torch.stack(means)).square(),
     }
     return {name: _area(of, truth) for name, of in distances.items()}
 
