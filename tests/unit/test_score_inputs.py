@@ -173,9 +173,9 @@ def test_known_outliers_are_measured(net, tmp_path):
     assert found.frame()["known"].to_list() == ["id"] * 80 + ["ood"] * 40
     held = found.held.scores
     assert found.shift == pytest.approx(metrics.auroc(np.repeat([1, 0], [80, len(held)]), np.r_[score[:80], held]))
-    rows = pl.DataFrame(np.concatenate([usual, far])).with_columns(label=pl.Series(["id"] * 80 + ["ood"] * 40))
+    rows = pl.DataFrame(np.concatenate([usual, far])).with_columns(label=pl.Series(["id"] * 80 + ["OOD"] * 40))
     same = score_inputs(rows, net, "deep_knn", fit_on=pl.DataFrame(train), rate=0.1, parameters={"k": 5})
-    assert same.quality == quality and set(same.groups) == {"id", "ood"}
+    assert same.quality == quality and set(same.groups) == {"id", "OOD"}
     with pytest.raises(BadInput, match="outliers were given beside them"):
         score_inputs(rows, net, "deep_knn", fit_on=pl.DataFrame(train), ood=far, rate=0.1)
 
@@ -189,6 +189,7 @@ def test_outliers_equal_to_usual_inputs_are_told_as_chance(net, tmp_path):
     assert "does not tell them apart: its AUROC is 0.500" in page.text
     copied = score_inputs(train[:30], net, "deep_knn", fit_on=train, rate=0.1, parameters={"k": 5})
     assert "30 of 30 rows are among the training inputs, to the last bit ('row 0', 'row 1'," in copied.notes[0]
+    assert len(copied.notes) == 1
 
 
 def folder(root, kinds):
@@ -218,6 +219,27 @@ def images(tmp_path_factory):
         },
     )
     return root
+
+
+def test_the_page_of_rows_names_their_strangest_values(net, tmp_path):
+    names = ["a", "b", "c", "d"]
+    train, new = (pl.DataFrame(drawn(n, seed)[0], schema=names) for n, seed in ((200, 1), (30, 2)))
+    new[7, "c"], new[7, "a"] = 90.0, -40.0
+    found = score_inputs(new, net, fit_on=train, rate=0.05, parameters={"k": 5, "layers": "0"}, name="rows")
+    found.save(tmp_path / "page.html")
+    text = Reader((tmp_path / "page.html").read_text("utf-8")).text
+    _, held = parts(200)
+    low, high = np.quantile(train["c"].to_numpy()[held], [0.05, 0.95])
+    first = text[text.index("Values farthest from usual") :]
+    assert f"c 90 (usual {low:.3g} to {high:.3g}); a -40 (usual" in first and first.index("row 7") < first.index(
+        "c 90 "
+    )
+    rang = int(found.alarms.sum())
+    assert (
+        f"{rang} of 30 rows lie{'s' * (rang == 1)} above the alarm line. Of as many usual ones 1.5 would"
+        in " ".join(text.split())
+    )
+    assert "As a whole the rows score" in text and "By predicted class" in text and "By label" not in text
 
 
 def test_folders_of_images(images, tmp_path):

@@ -23,6 +23,7 @@ USUAL = 7  # training inputs beside it
 CLASSES = 15  # lines of the table of classes
 SIDE = 160  # pixels of a thumbnail
 LETTERS = 240  # of a text that is shown
+STRANGE = 2  # values of a row that are named
 MEANINGS = {
     "AUROC": "how often an outlier scores higher than a usual input",
     "average precision": "of a list with the farthest out first",
@@ -68,7 +69,7 @@ def write_page(result: InputResult, path: str | PathLike[str]) -> None:
 
 def _headline(result: InputResult) -> dict[str, Any]:
     """Collect what the first sentences say."""
-    known, quality = result.known, result.quality
+    known, quality, expected = result.known, result.quality, result.rate * len(result.scores)
     counts: dict[str, Any] = {}
     if quality:
         n_out, n_in = int(known.sum()), int((~known).sum())
@@ -92,6 +93,7 @@ def _headline(result: InputResult) -> dict[str, Any]:
         "own": _own(result),
         "method": result.card.name,
         "rate": _percent(result.rate),
+        "expected": f"{expected:.2g}" if expected < 10 else f"{expected:,.0f}",
         "smallest": "" if result.held is None else f"{1 / (len(result.held.scores) + 1):.2g}",
         "notes": [note.rstrip(".") for note in result.notes],
     }
@@ -120,16 +122,14 @@ def _facts(result: InputResult) -> list[tuple[str, str]]:
     n, rang = len(result.scores), int(result.alarms.sum())
     facts = [
         (result.what.capitalize(), f"{n:,}"),
-        ("Above the line", f"{rang:,} ({_percent(rang / n)})"),
+        ("Above the line", f"{rang:,} ({100 * rang / n:.2g} %)"),
         ("Model", result.model),
     ]
-    learned, right = result.settings["learned from"], result.settings["accuracy on what was held out"]
-    if learned is not None:
-        facts.append(("Learned from", f"{learned:,}"))
+    right = result.settings["accuracy on what was held out"]
     if result.held is not None:
         facts.append(("Line set on", f"{len(result.held.scores):,}"))
     if right is not None:
-        facts.append(("Model's accuracy there", _percent(right)))
+        facts.append(("Model's accuracy", _percent(right)))
     seconds = result.settings["seconds"]["in all"]
     return [*facts, ("Time", f"{seconds:.2g} s" if seconds < 100 else f"{seconds:,.0f} s")]
 
@@ -279,12 +279,13 @@ def _mistakes(result: InputResult) -> Section:
 
 
 def _by_group(result: InputResult) -> Section:
-    """Count the alarms of each folder."""
+    """Count the alarms of each folder, or label of a table."""
+    what = "Folder" if result.what == "images" else "Label"
     groups = np.array(result.groups)
     usual = result.held.scores if result.known is None and result.held is not None else None
     if result.known is not None:
         usual = result.scores[~result.known]
-    head = ["Folder", "Inputs", "Ring", "Share", "Median score", "AUROC"]
+    head = [what, "Inputs", "Ring", "Share", "Median score", "AUROC"]
     rows = []
     for group in sorted(set(result.groups)):
         mine = groups == group
@@ -295,7 +296,7 @@ def _by_group(result: InputResult) -> Section:
         rows.append((group, f"{len(scores):,}", f"{rang:,}", share, middle, apart))
     against = "the usual inputs" if result.known is not None else "what the line was set on"
     intro = f"Kinds of inputs differ in how far out they are. AUROC: against {against}."
-    return Section("By folder", table(head, rows, label="Alarms by folder", numbers=head[1:]), intro)
+    return Section(f"By {what.lower()}", table(head, rows, label=f"Alarms by {what.lower()}", numbers=head[1:]), intro)
 
 
 def _by_class(result: InputResult) -> Section:
@@ -345,13 +346,33 @@ def _shown(result: InputResult, rows: Iterable[int], look: Any = None, title: st
             for row in rows
         ]
         return render("inputs_gallery.html", pictures=pictures, title=title)
-    head = [result.what.capitalize().rstrip("s"), "Score", "p", "Taken for"] if own else [title, "Score", "Taken for"]
+    head = ["Score", *(["p"] if own else []), "Taken for"]
+    strange = _strange(result, look, rows) if result.what == "rows" else None
     lines = []
-    for row in rows:
+    for place, row in enumerate(rows):
         text = plain(look.items[row], LETTERS) if result.what == "texts" else look.names[row]
         p = [f"{result.p_values[row]:.2g}{' *' if result.alarms[row] else ''}"] if own else []
-        lines.append([text, f"{look.scores[row]:.4g}", *p, _taken(result, look, row)])
+        more = [strange[place]] if strange is not None else []
+        lines.append([text, f"{look.scores[row]:.4g}", *p, _taken(result, look, row), *more])
+    first = title or result.what.capitalize().rstrip("s")
+    head = [first, *head, *(["Values farthest from usual"] if strange is not None else [])]
     return table(head, lines, label=title or "Inputs", numbers=["Score", "p"])
+
+
+def _strange(result: InputResult, look: Any, rows: Iterable[int]) -> list[str] | None:
+    """Name the values of rows that are farthest from the middle half of usual rows, which need not make the score."""
+    x = np.asarray(look.items, np.float64)
+    if x.ndim != 2:
+        return None
+    usual = np.asarray((result.look if result.held is None else result.held).items, np.float64)
+    low, first, middle, third, high = np.quantile(usual, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    names = result.columns or [f"x{place}" for place in range(x.shape[1])]
+    spread = np.maximum(third - first, 1e-9 * np.maximum(1.0, np.abs(middle)))
+    told = []
+    for row in rows:
+        farthest = np.argsort(-np.abs(x[row] - middle) / spread, kind="stable")[:STRANGE]
+        told.append("; ".join(f"{names[k]} {x[row, k]:.3g} (usual {low[k]:.3g} to {high[k]:.3g})" for k in farthest))
+    return told
 
 
 def _taken(result: InputResult, look: Any, row: int) -> str:

@@ -64,6 +64,8 @@ class InputResult:
         Of the method.
     classes : list of str
         Names of the model's classes.
+    columns : list of str
+        Of rows from a table; empty for others.
     known : bool array (n,) or None
         Which inputs are known outliers.
     groups : list of str or None
@@ -93,6 +95,7 @@ class InputResult:
     threshold: float | None
     card: Card
     classes: list[str]
+    columns: list[str]
     known: np.ndarray | None
     groups: list[str] | None
     quality: dict[str, float]

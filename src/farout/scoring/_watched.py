@@ -101,9 +101,7 @@ class Run:
             alarm = Alarm(watch, rate=rate).calibrate_scores(held.scores)
             watch.threshold_ = -alarm.offset_
             p_values, alarms = alarm.p_values_of(seen.scores), seen.scores > watch.threshold_
-            for part in (train, usual):
-                if part is not None:
-                    self._note_copies(given, part)
+            self._note_copies(given, [part for part in (train, usual) if part is not None])
         else:
             p_values = _rank_p_values(seen.scores)
             alarms = p_values <= rate
@@ -156,9 +154,9 @@ class Run:
         worded = len(found) == logits.shape[1] and not all(word.isdigit() for word in train.classes)
         return labels, names or ([train.classes[place] for place in np.argsort(found)] if worded else None)
 
-    def _note_copies(self, given: Given, train: Given) -> None:
+    def _note_copies(self, given: Given, seen: list[Given]) -> None:
         """Note which inputs are training inputs, for which a p-value is no test."""
-        known = set(train.prints())
+        known = {one for part in seen for one in part.prints()}
         copies = [name for name, one in zip(given.names, given.prints()) if one in known]
         if copies:
             self.notes.append(
@@ -255,9 +253,11 @@ def _check_line(usual: Given, rate: float, what: str, whole: Given | None) -> No
 
 def _known(given: Given, ood: Given | None) -> tuple[np.ndarray | None, list[str] | None, Given]:
     """Tell which inputs are known outliers, and the folder of each; put both kinds together."""
-    both = tuple(word.lower() for word in given.classes) == KNOWN
+    both = {word.lower() for word in given.classes} == set(KNOWN)
     if ood is None:
-        known = given.labels == 1 if both and given.labels is not None else None
+        known = None
+        if both and given.labels is not None:
+            known = np.array([word.lower() == KNOWN[1] for word in given.classes])[given.labels]
         return known, given.groups(), given
     if both:
         raise BadInput("the inputs have the sub-folders 'id' and 'ood', and outliers were given beside them; give one")

@@ -61,8 +61,9 @@ def score_inputs(
     ----------
     data : path, list, array, TableFile or data frame
         For a model of images what :func:`farout.io.images.read_images` reads; for one of texts what
-        :func:`farout.scoring.score_texts` reads; for one of rows a table of numbers. A folder with just the
-        sub-folders ``id`` and ``ood`` says which inputs are outliers.
+        :func:`farout.scoring.texts.score_texts` reads; for one of rows a table of numbers. A folder with just the
+        sub-folders ``id`` and ``ood`` says which inputs are outliers. Images are scaled down as they are read, to what
+        the model needs.
     model : str, Path, OpenModel or torch.nn.Module
         A classifier: what :func:`farout.io.models.open_model` opens, or the name of a packaged model.
     method : str or Score, optional
@@ -162,6 +163,7 @@ def score_inputs(
         threshold=None if held is None else found.watch.threshold_,
         card=card,
         classes=found.classes,
+        columns=list(read[run.what].columns),
         known=known,
         groups=found.groups,
         quality=quality,
