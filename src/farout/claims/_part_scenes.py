@@ -20,6 +20,7 @@ FILLERS = ("a", "photo", "of", "the", "one", "big", "small", "here")
 WORDS = ("X", ".", *FILLERS, *COLOURS, *SHAPES)
 BEGIN, END = len(WORDS), len(WORDS) + 1
 LONGEST = 16  # tokens of a text
+MOST = 20_000  # pictures that are drawn to train an encoder
 
 Part = tuple[str, str]
 Thing = tuple[Part, Part]
@@ -150,16 +151,19 @@ def dual_encoder(
         model: Any = CLIPModel(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
     targets = torch.arange(batch, device=device)
+    picks = torch.randint(len(parts), (min(MOST, steps * batch), 2), generator=generator)
+    things = [(parts[upper], parts[lower]) for upper, lower in picks.tolist()]
+    chunks = [things[at : at + 1000] for at in range(0, len(things), 1000)]
+    pixels = torch.cat([2 * drawn(chunk, generator, size).to(device) - 1 for chunk in chunks])
+    codes = (picks @ torch.tensor([len(parts), 1])).to(device)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * rate_at(step, steps, warmup=steps // 20)
-        picks = torch.randint(len(parts), (batch, 2), generator=generator).tolist()
-        things = [(parts[upper], parts[lower]) for upper, lower in picks]
-        ids = tokenize(captions(things, generator)).to(device)
-        pixels = drawn(things, generator, size).to(device)
-        logits = model(input_ids=ids, pixel_values=2 * pixels - 1).logits_per_image
-        # a thing that was drawn twice is not its own rival
-        codes = torch.tensor(picks, device=device) @ torch.tensor([len(parts), 1], device=device)
-        twice = (codes[:, None] == codes) & ~torch.eye(batch, dtype=torch.bool, device=device)
+        rows = torch.randint(len(things), (batch,), generator=generator)
+        ids = tokenize(captions([things[row] for row in rows.tolist()], generator)).to(device)
+        rows = rows.to(device)
+        logits = model(input_ids=ids, pixel_values=pixels[rows]).logits_per_image
+        # a thing that is there twice is not its own rival
+        twice = (codes[rows][:, None] == codes[rows]) & ~torch.eye(batch, dtype=torch.bool, device=device)
         logits = logits.masked_fill(twice, -torch.inf)
         loss = torch.nn.functional.cross_entropy(logits, targets) + torch.nn.functional.cross_entropy(logits.T, targets)
         optimizer.zero_grad()

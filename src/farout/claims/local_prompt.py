@@ -21,8 +21,8 @@ MCM, OURS, GL = "MCM", "MCM + R", "GL-MCM"
 UNTAUGHT, NO_NEGATIVE, NO_DIVERSE = "MCM + R, words as drawn", "without the negative loss", "without the diversity loss"
 SHOTS, WITHIN, READS = 4, 0.02, 0.8
 THRESHOLD = (
-    "In the mean over three seeds, each with an encoder of its own: on objects with one foreign part the AUROC of "
-    f"MCM + R with learned prompts ({SHOTS} pictures a class) is above that of MCM alone and above that of MCM + R with "
+    "In the mean over three seeds, each with its own encoder: on objects with one foreign part the AUROC of "
+    f"MCM + R with learned prompts ({SHOTS} pictures a class) is above that of MCM alone and that of MCM + R with "
     f"prompts as drawn; on objects with two foreign parts it is at most {WITHIN} below that of MCM; and the encoder "
     f"names at least {READS:.0%} of familiar objects rightly before anything is learned."
 )

@@ -32,7 +32,7 @@ THRESHOLD = (
 )
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"train": 2000, "test": 800, "every": 3, "epochs": 12, "batch": 32, "halves": True},
-    "full": {"train": 10_000, "test": 10_000, "every": 1, "epochs": 20, "batch": 64, "halves": False},
+    "full": {"train": 10_000, "test": 10_000, "every": 1, "epochs": 20, "batch": 128, "halves": False},
 }
 
 

@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tests": 3000,
         "pixels": 32,
         "width": 32,
-        "epochs": (12, 15),
+        "epochs": (8, 12),
         "batch": 512,
         "groups": ("food", "object", "scene"),
     },

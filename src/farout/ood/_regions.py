@@ -31,7 +31,7 @@ def local_loss(a_BRC: Tensor, b_BRN: Tensor, labels: Tensor, regions: int = 20, 
     tensor(1.3863)
     """
     top_BkP = torch.cat([a_BRC, b_BRN], dim=2).topk(_count(regions, a_BRC), dim=1).values / temperature
-    ours = top_BkP[torch.arange(len(labels)), :, labels].logsumexp(1)
+    ours = top_BkP[torch.arange(len(labels), device=labels.device), :, labels].logsumexp(1)
     return (top_BkP.flatten(1).logsumexp(1) - ours).mean()
 
 
@@ -51,7 +51,7 @@ def negative_loss(a_BRC: Tensor, b_BRN: Tensor, labels: Tensor, regions: int = 2
     tensor(1.3863)
     """
     k = _count(regions, a_BRC)
-    rows = torch.arange(len(labels))
+    rows = torch.arange(len(labels), device=labels.device)
     at_Bk = a_BRC[rows, :, labels].topk(k, dim=1).indices
     negative = (b_BRN[rows[:, None], at_Bk] / temperature).flatten(1).logsumexp(1)
     others = (a_BRC.topk(k, dim=1).values / temperature).flatten(1).logsumexp(1)

@@ -258,14 +258,13 @@ class MultiOOD:
         rows_CND = self.queues.rows_CND
         prototypes = rows_CND.mean(1)
         apart = torch.cdist(prototypes, prototypes).fill_diagonal_(torch.inf)
-        nearest = apart.topk(self.neighbors - 1, largest=False).indices.cpu()
-        mixed = []
-        for i, near in enumerate(nearest):
-            j = int(self._random.choice(near.numpy()))
-            ours, theirs = self._random.integers(rows_CND.shape[1], size=2)
-            share = float(self._random.beta(self.concentration, self.concentration))  # lambda
-            mixed.append(share * rows_CND[i, int(ours)] + (1 - share) * rows_CND[j, int(theirs)])
-        return torch.stack(mixed)
+        nearest = apart.topk(self.neighbors - 1, largest=False).indices.cpu().numpy()
+        C, n, _ = rows_CND.shape
+        i, j = np.arange(C), nearest[np.arange(C), self._random.integers(self.neighbors - 1, size=C)]
+        ours, theirs = self._random.integers(n, size=(2, C))
+        drawn = self._random.beta(self.concentration, self.concentration, size=(C, 1))
+        share = torch.from_numpy(drawn).to(rows_CND)  # lambda
+        return share * rows_CND[i, ours] + (1 - share) * rows_CND[j, theirs]
 
 
 def disagreement(logits: Sequence[Tensor]) -> Tensor:
