@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 PLACES = list(combinations(range(6), 2))  # the places of the two marks of a body, by class: 15
-OBJECTS = ("disc", "triangle", "cross", "ring")
+OBJECTS = ("disc", "cross", "triangle", "ring")
 TEXTURES = ("waves", "strokes")
 
 
@@ -59,10 +59,10 @@ def objects_on_textures(objects: np.ndarray | None, textures: np.ndarray, size: 
     period, bend, phase, where = (rng.uniform(low, high, (n, 1, 1)) for low, high in [(5, 10), (0, 2), (0, 1), (0, 1)])
     bent = along / unit + bend * np.sin(2 * np.pi * (across / unit / 16 + where))
     wave = (0.5 + 0.5 * np.sin(2 * np.pi * (bent / period + phase)))[:, None]
-    x_BCHW = _colours(rng, n, 0.1, 0.5) * (1 - wave) + _colours(rng, n, 0.5, 0.9) * wave
+    x_BCHW = _colours(rng, n, 0.2, 0.5) + _colours(rng, n, 0.2, 0.5) * wave
     if objects is not None:
         inside = _inside(rng, objects, x_BHW / unit, y_BHW / unit)
-        x_BCHW = np.where(inside[:, None], _colours(rng, n, 0.0, 1.0), x_BCHW)
+        x_BCHW = np.where(inside[:, None], _colours(rng, n, 0.7, 1.0), x_BCHW)
     return _finished(rng, x_BCHW)
 
 
@@ -74,8 +74,8 @@ def agreeing(objects: np.ndarray, rate: float, seed: int) -> np.ndarray:
 def _inside(rng: np.random.Generator, objects: np.ndarray, x_BHW: np.ndarray, y_BHW: np.ndarray) -> np.ndarray:
     """Return which pixels an object covers, of a size, at a place and turned as is drawn."""
     n = len(objects)
-    radius, turn = rng.uniform(6, 8, (n, 1, 1)), rng.uniform(0, 2 * np.pi, (n, 1, 1))
-    right, down = (rng.uniform(-7, 7, (n, 1, 1)) for _ in range(2))
+    radius, turn = rng.uniform(9, 12, (n, 1, 1)), rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    right, down = (rng.uniform(-5, 5, (n, 1, 1)) for _ in range(2))
     u, v = (x_BHW - right) / radius, (y_BHW - down) / radius
     u, v = u * np.cos(turn) - v * np.sin(turn), u * np.sin(turn) + v * np.cos(turn)
     away = np.hypot(u, v)

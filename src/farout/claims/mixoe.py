@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from farout.claims._claim import Claim
 from farout.claims._drawn_images import PLACES, marked_bodies
-from farout.claims._exposure_lab import pictures, told
+from farout.claims._exposure_lab import COARSE, FINE, Task, mammals, pictures, told
 from farout.claims._planted_lab import means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
@@ -21,10 +20,7 @@ if TYPE_CHECKING:
 OURS, PASTED, OE, OE_APART, ENERGY = "MixOE", "MixOE, cutmix", "OE", "OE in two passes", "energy OE"
 BEFORE, LONGER = "MSP", "MSP, trained on"
 MAMMALS, BODIES = "mammals", "marked bodies"
-# of the six dogs the last two, and of the three house cats the last, in the order of the file
-HELD_OUT = ("German shepherd", "standard poodle", "Egyptian cat")
 HELD_OUT_PLACES = (4, 9, 14)  # the last of each five
-FINE, COARSE = "held-out", ("scene", "object")
 LOST = 0.01  # of accuracy
 THRESHOLD = (
     "In the mean over three draws, by MSP, with textures as training outliers, for 17 mammals of Tiny ImageNet at 32 x "
@@ -59,7 +55,7 @@ def claim(budget: str, progress: Progress) -> Claim:
             progress(f"{what}, {job}", (i + share) / len(jobs))
 
         told_of("images", 0.0)
-        task = _mammals() if name == MAMMALS else _bodies(size["bodies"], size["rows"], seed)
+        task = mammals() if name == MAMMALS else _bodies(size["bodies"], size["rows"], seed)
         rows += [{"classes": name} | row for row in _run(task, size, seed, told_of)]
     mean = means(rows, "classes", "method", "unknown")
     table, notes, holds = [], [], True
@@ -96,46 +92,7 @@ def claim(budget: str, progress: Progress) -> Claim:
     )
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Classes to learn, what is unknown to them, and outliers to train on."""
-
-    x: Tensor
-    y: np.ndarray
-    usual: Tensor
-    labels: np.ndarray
-    unknown: dict[str, Tensor]
-    outliers: Tensor
-    net: Callable[..., Any]
-    augment: Callable[..., Tensor] | None
-
-
-def _mammals() -> _Task:
-    import torch
-
-    from farout.data.images import image_set
-    from farout.kit.augment import crop_and_flip
-    from farout.kit.nets import ResNet18
-
-    train, test = image_set("animals-train"), image_set("animals-test")
-    x_train, x_test = pictures("animals-train"), pictures("animals-test")
-    held = [train.classes.index(name) for name in HELD_OUT]
-    known = ~np.isin(np.arange(len(train.classes)), held)
-    place = np.cumsum(known) - 1  # of a class among those that are left
-    left, right = known[train.labels], known[test.labels]
-    return _Task(
-        x_train[left],
-        place[train.labels[left]],
-        x_test[right],
-        place[test.labels[right]],
-        {FINE: torch.cat([x_train[~left], x_test[~right]])} | {name: pictures(f"tin-{name}") for name in COARSE},
-        pictures("tin-texture", "textures64"),
-        ResNet18,
-        crop_and_flip,
-    )
-
-
-def _bodies(each: int, rows: int | None, seed: int, size: int = 16) -> _Task:
+def _bodies(each: int, rows: int | None, seed: int, size: int = 16) -> Task:
     import torch
 
     from farout.kit.nets import SmallCNN
@@ -145,7 +102,7 @@ def _bodies(each: int, rows: int | None, seed: int, size: int = 16) -> _Task:
     def drawn(places: Any, count: int, part: int) -> Tensor:
         return torch.from_numpy(marked_bodies(np.repeat(places, count), size, 3 * seed + part))
 
-    return _Task(
+    return Task(
         drawn(known, each, 0),
         np.repeat(np.arange(len(known)), each),
         drawn(known, 50, 1),
@@ -158,7 +115,7 @@ def _bodies(each: int, rows: int | None, seed: int, size: int = 16) -> _Task:
     )
 
 
-def _run(task: _Task, size: dict[str, Any], seed: int, progress: Progress) -> list[dict[str, Any]]:
+def _run(task: Task, size: dict[str, Any], seed: int, progress: Progress) -> list[dict[str, Any]]:
     """Train a classifier, go on from it by each method, and return what MSP tells apart after each."""
     import torch
 
