@@ -125,7 +125,7 @@ def test_each_row_is_met_once_an_epoch_with_its_own_label():
         assert torch.equal(x[:, 0], y.float()) and torch.equal(y * 2, z)
         return {"loss": model(x).mean()}
 
-    net = mlp([1, 1], seed=0)
+    net = mlp([1, 1], seed=0).eval()
     done = []
     fit(net, step, (x, torch.arange(10), 2 * torch.arange(10)), epochs=2, batch_size=4, progress=done.append)
     assert [len(batch) for batch in met] == [4, 4, 2] * 2 and done == [0.5, 1.0]
@@ -153,6 +153,18 @@ def test_half_precision_learns_the_same_within_its_precision():
     ]
     full, half = ([epoch["loss"] for epoch in history] for history in runs)
     assert half == pytest.approx(full, rel=0.03) and half != full
+
+
+def test_weights_are_stored_as_before_so_that_they_can_be_saved():
+    net = SmallCNN(2, channels=3, width=2, seed=0)
+    seen = []
+
+    def step(model, x, y):
+        seen.append(model.layer2[0].weight.is_contiguous())
+        return cross_entropy_step(model, x, y)
+
+    fit(net, step, (torch.rand(4, 3, 8, 8), torch.arange(4) % 2), epochs=1)
+    assert seen == [False] and all(weight.is_contiguous() for weight in net.parameters())
 
 
 def test_a_cycle_covers_everything_once_a_round():

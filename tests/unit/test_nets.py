@@ -85,6 +85,14 @@ def test_sizes_are_the_published_ones():
     assert size(PatchTransformer(10)) == 49 * w + 64 * w + 4 * (12 * w * w + 13 * w) + 2 * w + 10 * (w + 1)
 
 
+def test_convolutions_start_with_the_spread_of_he():
+    for net in (SmallCNN(10, seed=0), ResNetCIFAR(seed=0), ResNet18(10, width=16, seed=0)):
+        for part in (part for part in net.modules() if isinstance(part, nn.Conv2d)):
+            heard = part.out_channels * part.kernel_size[0] ** 2  # outputs that read a pixel, were there no strides
+            spread = part.weight.std().item() * (heard / 2) ** 0.5
+            assert spread == pytest.approx(1, abs=4 / part.weight.numel() ** 0.5)
+
+
 def test_shortcuts_of_option_a_skip_pixels_and_pad_channels_on_both_sides():
     block = ResNetCIFAR(width=4, seed=0).layer2[0].eval()
     nn.init.zeros_(block.bn2.weight)  # all that is left is the shortcut
@@ -214,6 +222,22 @@ def test_colours_change_as_hsv_says():
                 hue, saturation, value = colorsys.rgb_to_hsv(*x[0, :, row, column].tolist())
                 expected = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
                 assert y[0, :, row, column].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_colours_are_blended_with_black_with_their_mean_and_with_grey():
+    from farout.kit.augment import _jitter, _turned
+
+    x = 0.3 + 0.4 * images(6, 3, 5, 5)  # far enough from the ends that little is cut
+    y = _jitter(x, torch.Generator().manual_seed(2), 0.3)
+    draws = 2 * torch.rand(4, 6, generator=torch.Generator().manual_seed(2)) - 1
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    for image, found, (brightness, contrast, saturation, hue) in zip(x, y, draws.T.tolist()):
+        bright = (1 + 0.24 * brightness) * image
+        level = (luma * bright).sum(0).mean()
+        apart = level + (1 + 0.24 * contrast) * (bright - level)
+        grey = (luma * apart).sum(0)
+        strong = (grey + (1 + 0.24 * saturation) * (apart - grey)).clamp(0, 1)
+        assert torch.allclose(found, _turned(strong[None], torch.tensor([0.06 * hue]))[0], atol=1e-5)
 
 
 def test_strength_bounds_what_becomes_of_brightness():
