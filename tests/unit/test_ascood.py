@@ -252,6 +252,13 @@ def test_training_on_tampered_images_makes_a_background_alone_unsure():
     assert ours < plain - 0.05
 
 
+@pytest.mark.parametrize("how", ["gradient", "shuffle", "gaussian"])
+def test_how_images_lie_in_memory_makes_no_difference(how):
+    x, gradient = batch()[0], gradients()
+    strided = [part.contiguous(memory_format=torch.channels_last) for part in (x, gradient)]
+    assert torch.equal(tampered(*strided, how, 0.2), tampered(x, gradient, how, 0.2))
+
+
 def test_what_cannot_be_is_said():
     for wrong in ({"how": "blur"}, {"places": "some"}):
         with pytest.raises(UnknownName, match="is called"):

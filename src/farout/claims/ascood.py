@@ -208,7 +208,7 @@ def _data(x: Tensor, y: np.ndarray) -> tuple[Tensor, Tensor]:
     from farout.kit.training import device_named
 
     device = device_named("auto")
-    return x.to(device), torch.from_numpy(y).to(device)
+    return x.to(device), torch.tensor(y, device=device)
 
 
 def _standardized(net: Any) -> nn.Module:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from farout.errors import BadInput, UnknownName
+from farout.ood.views import evaluating
 
 HOW = ("gradient", "shuffle", "gaussian")
 PLACES = ("salient", "random")
@@ -32,16 +33,10 @@ def saliency(model: nn.Module, x_BCHW: Tensor, y: Tensor) -> Tensor:
     >>> torch.equal(gradient.flatten(), net[1].weight[1])
     True
     """
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        with torch.enable_grad():
-            x_BCHW = x_BCHW.detach().requires_grad_()
-            true_logits = model(x_BCHW).gather(1, y[:, None])
-            return torch.autograd.grad(true_logits.sum(), x_BCHW)[0]
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with evaluating(model), torch.enable_grad():
+        x_BCHW = x_BCHW.detach().requires_grad_()
+        true_logits = model(x_BCHW).gather(1, y[:, None])
+        return torch.autograd.grad(true_logits.sum(), x_BCHW)[0]
 
 
 def tamper(
