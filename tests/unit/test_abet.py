@@ -73,7 +73,7 @@ def test_the_temperature_head_has_a_linear_map_and_a_batch_norm():
         "temperature.1.weight",
         "temperature.1.bias",
     }  # the cosine head has no bias
-    spread = AbetHead(200, 300).weight.std()
+    spread = AbetHead(200, 300).weight.detach().std()
     assert float(spread) == pytest.approx(math.sqrt(2 / 200), rel=0.02)  # He's, by fan-in
 
 

@@ -292,9 +292,8 @@ class SSDPlus(Score):
         """Estimate the Gaussian; labels are not looked at."""
         directions = _directions(views)
         self.mean_, self.deviation_ = directions.mean(0), directions.std(0, correction=0)
-        gaussian = SharedGaussian.fit((directions - self.mean_) / (self.deviation_ + SLACK))
         self.centre_ = self.mean_ if self.mean_twice else torch.zeros_like(self.mean_)
-        self.whitening_ = gaussian.whitening
+        self.whitening_ = SharedGaussian.fit(directions / (self.deviation_ + SLACK)).whitening
         return self
 
     def score(self, views: Views, moved: Sequence[Views] = ()) -> Tensor:
