@@ -214,15 +214,13 @@ def branch(
         if limits is None or (row is not None and greatest(net, part, limits, row[None]) < 0):
             continue
         used += 1
-        program = Program(net, part, limits, row)
-        depth, solution = program.deepest()
+        depth, solution, worth = Program(net, part, limits, row).deepest()
         if depth < 0:
             continue
         if solution is not None and (x := _counterexample(net, region, row, solution)) is not None:
             return "falsified", x, used
-        gaps = program.gaps(solution)
-        neuron = int(gaps.argmax())
-        if gaps[neuron] < 0:  # all is linear, and the region is too thin for what float64 can tell
+        neuron = int(worth.argmax())
+        if worth[neuron] < 0:  # all is linear, and the region is too thin for what float64 can tell
             return "unknown", None, used
         for side in ("active", "inactive"):
             mask = getattr(pattern, side).clone()

@@ -10,6 +10,7 @@ from torch import Tensor
 from farout.ood._bounds import ROUNDING, Limits, Region, ReluNet
 
 DEEPEST = 1e3  # limit of the depth in a program
+TIE = 1e-12  # so that of ReLUs to which nothing is owed, the one with the largest gap is settled
 
 
 class Program:
@@ -30,6 +31,7 @@ class Program:
         self.low, self.high = [region.lower], [region.upper]
         self.rows: list[Tensor] = []
         self.rest: list[Tensor] = []
+        self.first: list[int] = []  # of each layer, the rows of the two sides of its triangles
         self.opened: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
         last = torch.eye(self.width, dtype=torch.float64)[-1]
         gives, shift = torch.eye(self.inputs, self.width, dtype=torch.float64), torch.zeros_like(region.lower)
@@ -43,6 +45,7 @@ class Program:
             some, low, high = self.open[layer], least[self.open[layer]], most[self.open[layer]]
             own = torch.eye(self.width, dtype=torch.float64)[start : start + len(low)]
             chord = (high / (high - low))[:, None]
+            self.first.append(sum(map(len, self.rows)))
             self._less(reads[some] - own, -add[some])
             self._less(own - chord * reads[some], chord[:, 0] * (add[some] - low))
             self.low.append(torch.zeros_like(high))
@@ -64,33 +67,41 @@ class Program:
         self.rows.append(rows)
         self.rest.append(rest)
 
-    def deepest(self) -> tuple[float, Tensor | None]:
-        """Bound the depth from above, and return the solution (variables,) where there is one.
+    def deepest(self) -> tuple[float, Tensor | None, Tensor]:
+        """Find the greatest depth.
 
-        The bound is computed in float64 from the multipliers that the solver gives: whatever they are, as long as they
-        are at least 0, it is one. So errors of the solver make it loose but not wrong.
+        Returns
+        -------
+        float
+            No input has more. This bound is computed in float64 from the multipliers that the solver gives: whatever
+            they are, as long as they are at least 0, it is one. So errors of the solver make it loose but not wrong.
+        tensor (variables,) or None
+            The solution, where there is one.
+        tensor (N,)
+            What it is worth to settle each ReLU of the network: by how much it gives more than it should, times what
+            the depth owes to its triangle; below 0 where it is settled.
         """
         A, b = torch.cat(self.rows).numpy(), torch.cat(self.rest).numpy()
         low, high = torch.cat(self.low).numpy(), torch.cat(self.high).numpy()
         cost = np.zeros(self.width)
         cost[-1] = -1
-        least, solution = _safe_minimum(cost, A, b, low, high)
+        least, solution, multipliers = _safe_minimum(cost, A, b, low, high)
         if solution is not None:
-            return -least, torch.from_numpy(solution)
+            found = torch.from_numpy(solution)
+            return -least, found, self._worth(found, torch.from_numpy(multipliers))
         # No depth is deep enough, the solver says. The least by which all rows must give way proves it.
         A, cost = np.column_stack([A, np.full(len(A), -1.0)]), np.append(0 * cost, 1.0)
-        least, _ = _safe_minimum(cost, A, b, np.append(low, 0.0), np.append(high, DEEPEST))
-        return (-DEEPEST if least > 0 else np.inf), None
+        least, _, _ = _safe_minimum(cost, A, b, np.append(low, 0.0), np.append(high, DEEPEST))
+        return (-DEEPEST if least > 0 else np.inf), None, torch.cat(self.open).double() - 1
 
-    def gaps(self, solution: Tensor | None) -> Tensor:
-        """Return by how much each ReLU of the network (N,) gives more than it should; -1 where it is not open."""
-        if solution is None:
-            return torch.cat(self.open).double() - 1
+    def _worth(self, solution: Tensor, multipliers: Tensor) -> Tensor:
         found = []
-        for some, (own, reads, add, _, _) in zip(self.open, self.opened):
-            gap = torch.full((len(some),), -1.0, dtype=torch.float64)
-            gap[some] = own @ solution - (reads @ solution + add).relu()
-            found.append(gap)
+        for some, first, (own, reads, add, _, _) in zip(self.open, self.first, self.opened):
+            gap = own @ solution - (reads @ solution + add).relu()
+            price = multipliers[first : first + 2 * len(gap)].view(2, -1).sum(dim=0)
+            worth = torch.full((len(some),), -1.0, dtype=torch.float64)
+            worth[some] = gap.clamp(min=0) * (price + TIE)
+            found.append(worth)
         return torch.cat(found)
 
     def exact(self, seconds: float) -> tuple[float, Tensor | None]:
@@ -129,11 +140,15 @@ class Program:
 
 def _safe_minimum(
     cost: np.ndarray, A: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> tuple[float, np.ndarray | None]:
-    """Bound ``cost @ v`` from below over ``A v <= b`` and ``low <= v <= high``, by weak duality, and return ``v``."""
+) -> tuple[float, np.ndarray | None, np.ndarray]:
+    """Bound ``cost @ v`` from below over ``A v <= b`` and ``low <= v <= high``, by weak duality.
+
+    The solution ``v`` and the multipliers of the rows are returned too.
+    """
     solved = linprog(cost, A, b, bounds=np.stack([low, high], axis=1), method="highs-ds")
     if solved.status != 0:
-        return -np.inf, None
+        return -np.inf, None, np.zeros(len(b))
     multipliers = np.maximum(-solved.ineqlin.marginals, 0)
     reduced = cost + A.T @ multipliers
-    return float(np.minimum(reduced * low, reduced * high).sum() - b @ multipliers) - ROUNDING, solved.x
+    bound = float(np.minimum(reduced * low, reduced * high).sum() - b @ multipliers)
+    return bound - ROUNDING, solved.x, multipliers
