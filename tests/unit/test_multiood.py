@@ -123,17 +123,20 @@ def test_outliers_lie_between_features_of_neighbouring_classes():
     for c in range(4):
         ours.queues.push(rows[c], torch.full((4,), c))
     near = {0: 1, 1: 0, 2: 3, 3: 2}
+    used = set()
     for _ in range(20):
         made = ours.outliers()
         assert made.shape == (4, 8)
         for i, outlier in enumerate(made):
-            gaps = []
-            for f in rows[i]:
-                for g in rows[near[i]]:
+            gaps = {}
+            for a, f in enumerate(rows[i]):
+                for b, g in enumerate(rows[near[i]]):
                     share = float((outlier - g) @ (f - g) / ((f - g) @ (f - g)))
                     assert 0 < share < 1
-                    gaps.append(float((outlier - (share * f + (1 - share) * g)).norm()))
-            assert min(gaps) < 1e-4  # on the segment between one feature of each
+                    gaps[a, b] = float((outlier - (share * f + (1 - share) * g)).norm())
+            assert min(gaps.values()) < 1e-4  # on the segment between one feature of each
+            used.add(min(gaps, key=gaps.get))
+    assert len(used) == 16  # any feature of the one class with any of the other
 
 
 def test_mixing_weights_are_those_of_the_beta_distribution():
