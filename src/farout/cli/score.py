@@ -104,7 +104,8 @@ def score(
             raise BadInput("--model reads inputs at once, so --with, --engine and --scheduler have no place beside it")
         check_outputs([path.with_suffix(".jsonl") if path.suffix == ".json" else path for path in output])
         words = assignments(kind, "--kind")
-        if find(method).room != "text" if method is not None else _pictured(data):
+        card = find(method) if method is not None else None
+        if (card is not None and card.kind == "score") or (_pictured(data) and (card is None or card.room != "text")):
             found = _score_inputs(
                 model,
                 method,
