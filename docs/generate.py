@@ -144,7 +144,8 @@ def _scoring(card: Card) -> dict[str, str]:
 def paper(card: Card) -> str:
     """Write title, link and year."""
     title = card.title or card.name
-    return f"[{title}]({card.link}), {card.year}" if card.link else f"{title}, {card.year}"
+    year = f", {card.year}" if card.year else ""
+    return f"[{title}]({card.link}){year}" if card.link else f"{title}{year}"
 
 
 def yes(whether: bool) -> str:
