@@ -99,6 +99,8 @@ def mined(net: Any, x: Any, y: Any, fresh: Any, of_fresh: Any) -> tuple[dict[flo
 
 def facts_of(data: str, patterns: dict[float, Any], states: Any, labels: Any, right: Any) -> list[dict[str, Any]]:
     """Return recall, leakage, size, coverage and ambiguity by delta, means over the classes."""
+    from farout.ood.nap_specs import pattern_facts
+
     accuracy = float(right.double().mean())
     return [
         {"data": data, "delta": delta, "accuracy": accuracy} | pattern_facts(of, states, labels).means()
