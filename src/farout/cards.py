@@ -66,9 +66,9 @@ class Card:
         ``"detector"`` (samples in, a score each out), ``"ranker"`` (a table and a label in, a score a column out),
         ``"selector"`` (a table and an outcome in, the columns worth keeping out), ``"regressor"`` (a table and an
         outcome in, the predicted outcome out; a classifier may stand beside it), ``"measure"`` (data in, numbers about
-        it out), ``"recipe"`` (a model in, the same model in fewer bits out), ``"score"`` (views of a model in, a score an
-        input out), ``"training"`` (batches in, a loss out) or ``"benchmark"`` (methods in, numbers about them out: a
-        function).
+        it out), ``"recipe"`` (a model in, the same model in fewer bits out), ``"score"`` (views of a model in, a score
+        an input out), ``"training"`` (batches in, a loss out) or ``"benchmark"`` (methods in, numbers about them out:
+        a function).
     extra : str
         The optional dependency it needs, empty for none.
     module : str

@@ -16,9 +16,10 @@ from farout.errors import BadInput, UnknownName  # noqa: E402
 from farout.quantize import quantize  # noqa: E402
 from farout.quantize._blocks import Block, Calls, blocks_of  # noqa: E402
 from farout.quantize.adadim import AdaDim, along_outputs  # noqa: E402
-from farout.quantize.grid import Grid, Scheme  # noqa: E402
+from farout.quantize.grid import Grid  # noqa: E402
 from farout.quantize.round.gptq import gptq  # noqa: E402
 from farout.quantize.round.rtn import rtn  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 from naive import quantize_awq as naive  # noqa: E402
 
 SCHEME = "w3a16g16-clamped"

@@ -17,8 +17,9 @@ from farout.quantize import quantize  # noqa: E402
 from farout.quantize._blocks import Block, Calls, blocks_of  # noqa: E402
 from farout.quantize._search import Trials, enclosing  # noqa: E402
 from farout.quantize.awq import AWQ, _best_ratio, _inputs, awq_scale, clipped_weight  # noqa: E402
-from farout.quantize.grid import Grid, Scheme  # noqa: E402
+from farout.quantize.grid import Grid  # noqa: E402
 from farout.quantize.move.scale import scale  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 from naive import quantize_awq as naive  # noqa: E402
 
 SCHEME = "w3a16g16-clamped"

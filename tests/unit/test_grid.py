@@ -14,7 +14,8 @@ from hypothesis import strategies as st  # noqa: E402
 from hypothesis.extra.numpy import arrays  # noqa: E402
 
 from farout.quantize._floats import e2m1, e4m3, mxfp4_scale  # noqa: E402
-from farout.quantize.grid import Grid, Scheme, Steps  # noqa: E402
+from farout.quantize.grid import Grid, Steps  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()

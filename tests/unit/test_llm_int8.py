@@ -16,8 +16,9 @@ from torch.nn import functional  # noqa: E402
 
 from farout.errors import BadInput  # noqa: E402
 from farout.quantize import quantize  # noqa: E402
-from farout.quantize.grid import Grid, Scheme  # noqa: E402
+from farout.quantize.grid import Grid  # noqa: E402
 from farout.quantize.llm_int8 import LLMInt8, Split  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 from naive import quantize_llm_int8 as naive  # noqa: E402
 
 NARROW = Grid(8, rule="narrow")

@@ -27,12 +27,12 @@ from farout.quantize._blocks import Block, Calls, blocks_of  # noqa: E402
 from farout.quantize._linear import QuantLinear, Rotate, Scale, Shift  # noqa: E402
 from farout.quantize._norms import gain_of  # noqa: E402
 from farout.quantize._structure import Feed  # noqa: E402
-from farout.quantize.grid import Scheme  # noqa: E402
 from farout.quantize.move.permute import permute  # noqa: E402
 from farout.quantize.move.rotate import head_size, rotate_heads, rotate_inputs, rotate_stream  # noqa: E402
 from farout.quantize.move.scale import scale  # noqa: E402
 from farout.quantize.move.shift import shift  # noqa: E402
 from farout.quantize.recipe import Work, _structure  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 from farout.quantize.smoothquant import norm_fed  # noqa: E402
 
 FLOATS = torch.float32, torch.float64

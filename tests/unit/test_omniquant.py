@@ -22,10 +22,11 @@ from farout.quantize._learned import Clipping, Move, Moves  # noqa: E402
 from farout.quantize._linear import QuantLinear  # noqa: E402
 from farout.quantize._operands import Operands  # noqa: E402
 from farout.quantize._training import inputs_rounded_through, originals, run_with, train  # noqa: E402
-from farout.quantize.grid import Grid, Scheme  # noqa: E402
+from farout.quantize.grid import Grid  # noqa: E402
 from farout.quantize.move.scores import scale_scores, scores_of  # noqa: E402
 from farout.quantize.omniquant import OmniQuant  # noqa: E402
 from farout.quantize.rtn import RTN  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 from farout.quantize.smoothquant import smoothing  # noqa: E402
 
 FREE = Grid(4, "token", rule="free")

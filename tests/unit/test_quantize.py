@@ -18,10 +18,11 @@ from farout.quantize import quantize  # noqa: E402
 from farout.quantize._blocks import Block, Calls, blocks_of  # noqa: E402
 from farout.quantize._linear import QuantLinear  # noqa: E402
 from farout.quantize.gptq import GPTQ  # noqa: E402
-from farout.quantize.grid import Grid, Scheme  # noqa: E402
+from farout.quantize.grid import Grid  # noqa: E402
 from farout.quantize.recipe import Recipe, recipe_of, round_weights  # noqa: E402
 from farout.quantize.round.rtn import rtn  # noqa: E402
 from farout.quantize.rtn import RTN  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 
 
 def llama(layers: int = 3) -> nn.Module:

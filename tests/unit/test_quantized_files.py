@@ -28,9 +28,10 @@ from torch import nn  # noqa: E402
 from farout.quantize import save  # noqa: E402
 from farout.quantize._linear import QuantLinear, Rounding, Scale, Shift  # noqa: E402
 from farout.quantize._packing import packed, unheld, unheld_inputs  # noqa: E402
-from farout.quantize.grid import Grid, Scheme, Steps  # noqa: E402
+from farout.quantize.grid import Grid, Steps  # noqa: E402
 from farout.quantize.round._common import Rounded  # noqa: E402
 from farout.quantize.save import save_checkpoint  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 
 TOKENS = torch.arange(24).reshape(2, 12)
 COMMON = {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

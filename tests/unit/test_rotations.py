@@ -25,8 +25,9 @@ from farout.kit.hadamard import (  # noqa: E402
 )
 from farout.quantize import quantize  # noqa: E402
 from farout.quantize._linear import QuantLinear, Rotate  # noqa: E402
-from farout.quantize.grid import Grid, Scheme  # noqa: E402
+from farout.quantize.grid import Grid  # noqa: E402
 from farout.quantize.quarot import ClippedRounding, QuaRot  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 
 STORED = 12, 20, 28, 36, 40, 52, 60, 108, 140  # orders that official code has tables for, beside 156 and 172
 LARGE = 244, 252, 344, 576, 1536  # of 3^5, 5^3 and 7^3, and products

@@ -16,9 +16,10 @@ from farout.errors import BadInput, NothingMatched  # noqa: E402
 from farout.quantize import quantize  # noqa: E402
 from farout.quantize._blocks import Block, Calls, blocks_of  # noqa: E402
 from farout.quantize._norms import gain_of  # noqa: E402
-from farout.quantize.grid import Grid, Scheme  # noqa: E402
+from farout.quantize.grid import Grid  # noqa: E402
 from farout.quantize.move.scale import scale  # noqa: E402
 from farout.quantize.recipe import recipe_of  # noqa: E402
+from farout.quantize.scheme import Scheme  # noqa: E402
 from farout.quantize.smoothquant import SmoothQuant, norm_fed, smoothing  # noqa: E402
 from farout.quantize.smoothquant_plus import GRID, NONE, SmoothQuantPlus, _smoothed  # noqa: E402
 

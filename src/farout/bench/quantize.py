@@ -163,8 +163,8 @@ def _cell(
 
 def _drawn(recipe: str, scheme: str) -> bool:
     """Whether calibration data change anything."""
-    from farout.quantize.grid import Scheme
     from farout.quantize.recipe import recipe_of
+    from farout.quantize.scheme import Scheme
 
     try:
         inputs = Scheme.parse(scheme).inputs

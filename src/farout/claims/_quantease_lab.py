@@ -134,10 +134,10 @@ class Lab:
 
     def _maps(self, method: str, bits: int) -> dict[str, Any]:
         from farout.quantize.gptq import GPTQ
-        from farout.quantize.grid import Scheme
         from farout.quantize.recipe import recipe_of
         from farout.quantize.round._common import layer_error
         from farout.quantize.round.gptq import gptq
+        from farout.quantize.scheme import Scheme
 
         named, group = METHODS[method]
         grid, recipe = Scheme.parse(f"w{bits}a16{group}-asym").weights, recipe_of(named)

@@ -245,7 +245,7 @@ class _Lab:
 
         from farout.quantize._blocks import Block, Calls, blocks_of
         from farout.quantize._search import Trials
-        from farout.quantize.grid import Scheme
+        from farout.quantize.scheme import Scheme
 
         grid = Scheme.parse(NAMES[scheme]).weights
         blocks = blocks_of(self.opened.model)

@@ -31,7 +31,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def methods() -> dict[str, tuple[Any, Any]]:
     """Return recipe and scheme by name."""
-    from farout.quantize.grid import Grid, Scheme
+    from farout.quantize.grid import Grid
+    from farout.quantize.scheme import Scheme
 
     def plain(rule: str, *per: str) -> tuple[str, Any]:
         return "rtn", Scheme(*(Grid(8, one, rule=rule) for one in per))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from farout.claims._claim import Claim
 from farout.claims._planted_lab import DECODERS, Lab, counted, means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
@@ -33,7 +35,7 @@ def claim(budget: str, progress: Progress) -> Claim:
         lost = {row["scheme"]: row["divergence"] for row in mean if row["model"] == model}
         growth = {
             f"{more} to {less}": (lost[f"w{less}a16"] / lost[f"w{more}a16"]) ** (1 / (more - less))
-            for more, less in zip(BITS[:-1], BITS[1:], strict=True)
+            for more, less in pairwise(BITS)
         }
         grows = all(LEAST <= growth[pair] <= MOST for pair in ("8 to 6", "6 to 5", "5 to 4"))
         fine = grows and lost["w3a16g32"] < lost["w3a16"]

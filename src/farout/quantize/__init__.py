@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from farout.cards import list_cards
 
 if TYPE_CHECKING:
-    from farout.quantize.grid import Grid, Scheme
+    from farout.quantize.grid import Grid
     from farout.quantize.recipe import QuantizedModel, Recipe, quantize
+    from farout.quantize.scheme import Scheme
 
 _HOME = {
     "Grid": "grid",
-    "Scheme": "grid",
+    "Scheme": "scheme",
     "QuantizedModel": "recipe",
     "Recipe": "recipe",
     "quantize": "recipe",

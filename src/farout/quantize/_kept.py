@@ -19,7 +19,8 @@ from farout.errors import BadInput
 from farout.io.files import writing
 from farout.quantize._blocks import Block
 from farout.quantize._linear import PARTS, QuantLinear
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
+from farout.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     from farout.quantize.recipe import Recipe

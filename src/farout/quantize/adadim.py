@@ -28,11 +28,12 @@ from farout.cards import paper
 from farout.errors import BadInput, UnknownName
 from farout.quantize._blocks import Block
 from farout.quantize._search import Trials
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.recipe import QuantizedModel, Recipe
 from farout.quantize.round._common import Rounded
 from farout.quantize.round.gptq import Factor, factored, gptq
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 
 __all__ = ["AdaDim", "along_outputs"]
 

@@ -32,11 +32,12 @@ from farout.quantize._attention_watch import attention_maps
 from farout.quantize._blocks import Block
 from farout.quantize._search import Trials, sample
 from farout.quantize._structure import Feed
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.move.scale import scale, scaled_weight
 from farout.quantize.recipe import Recipe, round_weights
 from farout.quantize.round._common import working
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 
 __all__ = ["AWQ", "awq_scale", "clipped_weight"]
 

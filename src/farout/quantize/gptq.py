@@ -25,10 +25,11 @@ import torch
 
 from farout.cards import paper
 from farout.quantize._blocks import Block
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round._common import Rounded
 from farout.quantize.round.gptq import Factor, factored, gptq
+from farout.quantize.scheme import Scheme
 
 __all__ = ["GPTQ"]
 

@@ -29,10 +29,11 @@ from farout.cards import paper
 from farout.errors import BadInput
 from farout.quantize._blocks import Block
 from farout.quantize._linear import part
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.recipe import Recipe, round_weights
 from farout.quantize.round._common import Rounded, working
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 
 __all__ = ["LLMInt8", "Split"]
 

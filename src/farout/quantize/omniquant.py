@@ -41,12 +41,13 @@ from farout.quantize._learned import Clipping, Move, Moves
 from farout.quantize._operands import Operands
 from farout.quantize._structure import Feed
 from farout.quantize._training import inputs_rounded_through, originals, train
-from farout.quantize.grid import Grid, Scheme, Steps
+from farout.quantize.grid import Grid, Steps
 from farout.quantize.move.scale import folds
 from farout.quantize.move.scores import scores_of
 from farout.quantize.move.shift import folds as shift_folds
 from farout.quantize.recipe import Recipe, Work, round_inputs, round_weights
 from farout.quantize.round._common import Rounded
+from farout.quantize.scheme import Scheme
 from farout.quantize.smoothquant import smoothing
 
 __all__ = ["OmniQuant"]

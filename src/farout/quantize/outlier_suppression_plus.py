@@ -38,11 +38,12 @@ from farout.errors import BadInput, UnknownName
 from farout.quantize._blocks import Block
 from farout.quantize._linear import QuantLinear, Rounding
 from farout.quantize._structure import Feed
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.move import shift as shifting
 from farout.quantize.move.scale import folds, scale
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 from farout.quantize.smoothquant import norm_fed
 
 __all__ = ["OutlierSuppressionPlus", "scales_of"]

@@ -31,13 +31,14 @@ from farout.errors import BadInput, UnknownName
 from farout.quantize._blocks import Block
 from farout.quantize._linear import Rounding, part
 from farout.quantize._structure import Feed
-from farout.quantize.grid import Grid, Scheme, Steps
+from farout.quantize.grid import Grid, Steps
 from farout.quantize.move.scale import scale
 from farout.quantize.move.shift import shift
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round._common import Rounded
 from farout.quantize.round.gptq import gptq
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 from farout.quantize.smoothquant import LEAST, norm_fed
 
 __all__ = ["OutlierTune", "integers", "mid_ranges"]

@@ -28,11 +28,12 @@ import torch
 from farout.cards import paper
 from farout.errors import BadInput
 from farout.quantize._blocks import Block
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round._common import Rounded
 from farout.quantize.round.coordinate_descent import coordinate_descent, with_outliers
 from farout.quantize.round.gptq import gptq
+from farout.quantize.scheme import Scheme
 
 __all__ = ["QuantEase"]
 

@@ -45,12 +45,13 @@ from farout.kit.hadamard import largest_order
 from farout.quantize._blocks import Block, Calls
 from farout.quantize._linear import QuantLinear, part
 from farout.quantize._structure import Feed
-from farout.quantize.grid import Grid, Scheme, Steps
+from farout.quantize.grid import Grid, Steps
 from farout.quantize.move.rotate import head_size, rotate_heads, rotate_inputs, rotate_stream
 from farout.quantize.recipe import Recipe, Work, round_weights
 from farout.quantize.round._common import Rounded
 from farout.quantize.round.gptq import gptq
 from farout.quantize.round.rtn import clipped_steps, rtn
+from farout.quantize.scheme import Scheme
 
 __all__ = ["ClippedRounding", "QuaRot"]
 

@@ -24,8 +24,9 @@ from farout.errors import BadInput, UnknownName
 from farout.quantize._blocks import Block, Calls, blocks_of
 from farout.quantize._linear import QuantLinear, Rounding
 from farout.quantize._structure import Feed
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.round._common import Rounded
+from farout.quantize.scheme import Scheme
 
 __all__ = ["QuantizedModel", "Recipe", "Work", "quantize", "recipe_of"]
 
@@ -193,7 +194,7 @@ def quantize(
     recipe : str, mapping or Recipe
         A name of ``farout list quantize``, the plain data of a recipe, or a recipe.
     scheme : str or Scheme
-        Such as ``"w4a16g128"``; see :meth:`farout.quantize.grid.Scheme.parse`.
+        Such as ``"w4a16g128"``; see :meth:`farout.quantize.scheme.Scheme.parse`.
     batches : list
         Calibration data: what the model is called with, on any device.
     forward : callable, optional

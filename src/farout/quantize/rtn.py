@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from farout.cards import paper
 from farout.quantize._blocks import Block
-from farout.quantize.grid import Scheme
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 
 __all__ = ["RTN"]
 

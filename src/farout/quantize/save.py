@@ -26,8 +26,9 @@ from torch import nn
 from farout.errors import BadInput, MissingExtra, NothingMatched
 from farout.quantize._linear import QuantLinear, Rounding
 from farout.quantize._packing import Packed, packed, unheld, unheld_inputs
-from farout.quantize.grid import Grid, Scheme, Steps
+from farout.quantize.grid import Grid, Steps
 from farout.quantize.round._common import Rounded
+from farout.quantize.scheme import Scheme
 
 __all__ = ["Saved", "save_checkpoint"]
 

@@ -29,10 +29,10 @@ from farout.cards import paper
 from farout.errors import BadInput, NothingMatched
 from farout.quantize._blocks import Block
 from farout.quantize._structure import Feed
-from farout.quantize.grid import Scheme
 from farout.quantize.move.scale import scale
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 
 __all__ = ["SmoothQuant", "norm_fed", "smoothing"]
 

@@ -31,10 +31,11 @@ from farout.inside._running import call
 from farout.inside._sites import first_tensor, mapped
 from farout.quantize._blocks import Block, Calls
 from farout.quantize._structure import Feed
-from farout.quantize.grid import Grid, Scheme
+from farout.quantize.grid import Grid
 from farout.quantize.move.scale import folds, scale, scaled_weight
 from farout.quantize.recipe import Recipe, Work, round_weights
 from farout.quantize.round.rtn import rtn
+from farout.quantize.scheme import Scheme
 from farout.quantize.smoothquant import norm_fed, smoothing
 
 __all__ = ["SmoothQuantPlus"]

@@ -45,10 +45,11 @@ from farout.errors import BadInput
 from farout.quantize._attention_hessians import HeadHessian, attention_hessians
 from farout.quantize._attention_watch import attention_maps
 from farout.quantize._blocks import Block
-from farout.quantize.grid import Grid, Scheme, Steps
+from farout.quantize.grid import Grid, Steps
 from farout.quantize.recipe import Recipe, round_inputs, round_weights
 from farout.quantize.round._common import Rounded
 from farout.quantize.round.boa import boa
+from farout.quantize.scheme import Scheme
 
 __all__ = ["TurboBoA"]
 

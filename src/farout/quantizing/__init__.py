@@ -61,7 +61,7 @@ def quantize_to(
     recipe : str, mapping or Recipe
         See ``farout list quantize``.
     scheme : str
-        Such as ``"w4a16g128"``; see :meth:`farout.quantize.grid.Scheme.parse`.
+        Such as ``"w4a16g128"``; see :meth:`farout.quantize.scheme.Scheme.parse`.
     data : str, path or list of str
         Calibration text: a name or file of :func:`farout.data.texts.text`, or texts.
     samples, length, batch_size : int
@@ -90,8 +90,8 @@ def quantize_to(
 
     from farout.data.calibration import calibration
     from farout.inspecting._steps import open_named
-    from farout.quantize.grid import Scheme
     from farout.quantize.recipe import quantize, recipe_of
+    from farout.quantize.scheme import Scheme
 
     torch_or_say("quantizing a model")
     tell, say = progress or (lambda what, share: None), talk or (lambda sentence: None)
