@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.functional import cross_entropy  # noqa: E402
 
+from farout.claims._drawn_images import agreeing, objects_on_textures  # noqa: E402
 from farout.errors import BadInput, UnknownName  # noqa: E402
 from farout.ood.ascood import (  # noqa: E402
     ASCOOD,
@@ -224,11 +225,11 @@ def test_one_coordinate_alone_is_stepped_on():
 def test_training_on_tampered_images_makes_a_background_alone_unsure():
     """Pictures whose class is a mark and, mostly, a colour: the colour without a mark is taken for no class."""
     torch.manual_seed(0)
-    y = torch.randint(2, (400,), generator=drawn())
-    colour = torch.where(torch.rand(400, generator=drawn(1)) < 0.9, y, 1 - y)
-    x = 0.3 * torch.randn(400, 1, 6, 6, generator=drawn(2)) + (2.0 * colour - 1)[:, None, None, None]
+    y = torch.randint(2, (200,), generator=drawn())
+    colour = torch.where(torch.rand(200, generator=drawn(1)) < 0.9, y, 1 - y)
+    x = 0.3 * torch.randn(200, 1, 6, 6, generator=drawn(2)) + (2.0 * colour - 1)[:, None, None, None]
     bare = x[:100].clone()
-    for i in range(400):
+    for i in range(200):
         x[i, 0, 1:3, 1 + 2 * int(y[i])] += 4
     sure = {}
     for method in (None, ASCOOD(weight=1.0, share=0.1)):
@@ -237,11 +238,12 @@ def test_training_on_tampered_images_makes_a_background_alone_unsure():
         )
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
         generator = drawn(3)
-        for step in range(150):
+        for step in range(60):
             if method is None:
                 loss = cross_entropy(model(x), y)
             else:
-                strength = strength_for(model, x, y, 0.1, 1 - 0.9 * step / 150)
+                if step % 10 == 0:
+                    strength = strength_for(model, x, y, 0.1, 1 - 0.9 * step / 60)
                 loss = sum(method.losses(model, x, y, strength, generator).values())
             optimizer.zero_grad()
             loss.backward()
@@ -271,3 +273,17 @@ def test_what_cannot_be_is_said():
             ASCOOD(**wrong)
     with pytest.raises(UnknownName, match="way to tamper"):
         tampered(*batch()[:1], gradients(), "blr", 0.1)
+
+
+def test_drawn_objects_cover_a_part_of_their_texture():
+    textures, objects = np.repeat([0, 1], 8), np.tile(np.arange(4), 4)
+    bare, covered = (objects_on_textures(o, textures, 32, seed=0) for o in (None, objects))
+    changed = np.abs(bare - covered).max(1) > 1.2  # more than noise, whose deviation is 0.16 here
+    assert changed.mean((1, 2)).min() > 0.04 and changed.mean((1, 2)).max() < 0.5
+    steep_down, steep_across = (np.abs(np.diff(bare, axis=axis)).mean((1, 2, 3)) for axis in (2, 3))
+    assert ((steep_down > steep_across) == (textures == 0)).all()  # waves change downwards, strokes across
+
+
+def test_textures_agree_with_objects_at_a_rate():
+    objects = np.random.default_rng(0).integers(2, size=4000)
+    assert np.mean(agreeing(objects, 0.9, seed=1) == objects) == pytest.approx(0.9, abs=0.02)

@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.functional import cross_entropy, kl_div  # noqa: E402
 
+from farout.claims._drawn_images import PLACES, marked_bodies  # noqa: E402
+from farout.claims._exposure_lab import told  # noqa: E402
 from farout.errors import BadInput, UnknownName  # noqa: E402
 from farout.ood.mixoe import EnergyExposure, MixOE, OutlierExposure, cutmix, exposed_targets, mixup  # noqa: E402
 
@@ -66,7 +68,7 @@ def test_the_loss_is_that_of_a_loop_over_images():
         wanted = [(1 - share) / CLASSES + share * (k == label) for k in range(CLASSES)]
         logs.append(-sum(w * math.log(float(q)) for w, q in zip(wanted, p)))
     assert 0.05 < share < 0.95
-    assert float(losses["mixtures"]) == pytest.approx(2 * float(np.mean(logs)), rel=1e-6)
+    assert float(losses["mixtures"].detach()) == pytest.approx(2 * float(np.mean(logs)), rel=1e-6)
 
 
 def test_least_loss_is_reached_where_confidence_is_what_is_asked_for():
@@ -76,7 +78,7 @@ def test_least_loss_is_reached_where_confidence_is_what_is_asked_for():
     logits = targets.log().requires_grad_()
     (gradient,) = torch.autograd.grad(cross_entropy(logits, targets), logits)
     assert float(gradient.abs().max()) < 1e-7
-    assert float(kl_div(logits.log_softmax(1), targets, reduction="sum")) == pytest.approx(0, abs=1e-6)
+    assert float(kl_div(logits.detach().log_softmax(1), targets, reduction="sum")) == pytest.approx(0, abs=1e-6)
 
 
 def test_mixup_is_a_weighted_mean():
@@ -189,3 +191,28 @@ def test_what_cannot_be_is_said():
             MixOE(**wrong)
     with pytest.raises(BadInput, match="boxes are cut from images"):
         cutmix(torch.zeros(2, 4), torch.zeros(2, 4), 0.5, drawn())
+
+
+def test_marks_of_drawn_bodies_sit_at_their_places():
+    x_BCHW = marked_bodies(np.arange(15), 64, seed=0, spread=0.0)
+    assert x_BCHW.shape == (15, 3, 64, 64) and x_BCHW.dtype == np.float32
+    grid = np.arange(64) - 31.5
+    for places, image in zip(PLACES, x_BCHW.mean(1)):
+        dark = image < -0.8  # pixels of marks are below 0.3 of 1
+        rows, columns = np.nonzero(dark)
+        angles = np.arctan2(grid[rows], grid[columns]) % (2 * np.pi)
+        count = np.bincount(np.rint(angles / (np.pi / 3)).astype(int) % 6, minlength=6)
+        assert sorted(count.argsort()[-2:]) == sorted(places)  # by far, though bodies are off the middle
+    moved = marked_bodies(np.arange(15), 64, seed=0)
+    assert not np.array_equal(moved, x_BCHW) and np.array_equal(moved, marked_bodies(np.arange(15), 64, seed=0))
+
+
+def test_both_rates_of_unknown_images_are_told():
+    """A model whose logits are its inputs: confidences are known."""
+    p = torch.tensor([0.95, 0.9, 0.8, 0.6])
+    usual, unknown = (torch.stack([q, 1 - q], 1).log() for q in (p, torch.tensor([0.99, 0.55, 0.7])))
+    (row,) = told(torch.nn.Identity(), usual, np.array([0, 0, 0, 1]), {"odd": unknown}, seed=3)
+    assert row["accuracy"] == 0.75 and row["seed"] == 3 and row["unknown"] == "odd"
+    assert row["TNR95"] == pytest.approx(1 / 3)  # below .6
+    assert row["FPR95"] == 1.0  # to catch .99 all are flagged
+    assert row["AUROC"] == pytest.approx((0 + 4 + 3) / 12)
