@@ -18,12 +18,13 @@ NEW = 50  # images of each class that is added
 GOOD = 0.9
 THRESHOLD = (
     "(1) On CIFAR-10 as it is stored here, a ResNet-20 against textures and digits stored alike, in the mean over "
-    "three trainings: the AUROC of the stages' distances, all alike and nothing drawn from outliers, is above that of "
-    "the energy on both. (2) Test images attacked by one step of 8/255 along the sign of the gradient, where the class "
-    "was right before and under noise of that size and is wrong after, are told from those and from the noisy with an "
-    "AUROC of at least 0.9 by weights of the stages that were learned from a tenth of them. (3) In a network trained "
-    f"on the digits 0 to 4, with 5 to 9 added by {NEW} images each, the area under the accuracies on old and new "
-    "digits, as the new ones are favoured more and more, is larger with the Mahalanobis distance than with the Euclidean."
+    "three trainings: the AUROC of the stages' distances, all alike and nothing drawn from outliers, is above that "
+    "of the energy on both. (2) Test images attacked by one step of 8/255 along the sign of the gradient, where the "
+    "class was right before and under noise of that size and is wrong after, are told from those and from the noisy "
+    "with an AUROC of at least 0.9 by weights of the stages that were learned from a tenth of them. (3) In a "
+    f"network trained on the digits 0 to 4, with 5 to 9 added by {NEW} images each, the area under the accuracies on "
+    "old and new digits, as the new ones are favoured more and more, is larger with the Mahalanobis distance than "
+    "with the Euclidean."
 )
 
 

@@ -189,8 +189,9 @@ class _Lab:
         """Quantize a copy in one way, and measure it."""
         from farout.data.calibration import calibration
         from farout.quantize import quantize
-        from farout.quantize.grid import Grid, Scheme
+        from farout.quantize.grid import Grid
         from farout.quantize.omniquant import OmniQuant
+        from farout.quantize.scheme import Scheme
 
         grids = {
             "W2A16g64": Scheme(Grid(2, "group", 64, "free")),

@@ -70,7 +70,8 @@ def claim(budget: str, progress: Progress) -> Claim:
 def _measured(lab: Lab, alpha: Any) -> dict[str, float | None]:
     """Quantize with static steps, give all but what norms give a step for each token, and measure; some before, too."""
     from farout.quantize._linear import Rounding
-    from farout.quantize.grid import Grid, Scheme
+    from farout.quantize.grid import Grid
+    from farout.quantize.scheme import Scheme
 
     weights, tokens = Grid(8, rule="narrow"), Grid(8, "token", rule="narrow")
     if alpha == TOKEN:
