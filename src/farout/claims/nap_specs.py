@@ -77,7 +77,8 @@ def claim(budget: str, progress: Progress) -> Claim:
         f"the pattern; the median ratio is {np.median(reached):.2f}. For {barred:.0%} no prover could: a counter"
         f"example that follows it is nearer than {TIMES:g} times the plain radius. Recall, {verdict(monotone)}: "
         f"by delta {', '.join(f'{recall:.3f}' for recall in recalls)}. At delta {DELTA:g} leakage is "
-        f"{at_delta['leakage']:.4f} and recall {at_delta['recall']:.3f}. As many drawn states of the input itself reach {median[PEER]:.3f}, and "
+        f"{at_delta['leakage']:.4f} and recall {at_delta['recall']:.3f}. As many drawn states of the input itself "
+        f"reach {median[PEER]:.3f}, and "
         f"{followed:.4f} of its class's test inputs follow them."
     )
     tables = {
