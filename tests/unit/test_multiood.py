@@ -74,7 +74,7 @@ def test_losses_are_those_of_loops(modalities):
     assert losses["agree_to_disagree"].item() == pytest.approx(-0.7 * total / len(labels), rel=1e-4)
     parts = [cross_entropy(logits, labels).item() for logits in (joint, *single)]
     assert losses["classes"].item() == pytest.approx(sum(parts) / (modalities + 1), rel=1e-5)
-    assert float(losses["outlier_disagreement"]) == float(losses["outlier_entropy"]) == 0
+    assert losses["outlier_disagreement"].item() == losses["outlier_entropy"].item() == 0
 
 
 def test_a2d_does_not_hear_of_the_true_class():
@@ -171,8 +171,8 @@ def test_losses_on_outliers_go_to_the_heads_alone(modalities):
     pairs = [(a, b) for a in range(modalities) for b in range(a)]
     apart = [distance(p[a][i].tolist(), p[b][i].tolist()) for a, b in pairs for i in range(CLASSES)]
     unsure = [-sum(v * math.log(v) for v in row.tolist()) / math.log(CLASSES) for one in p for row in one]
-    assert float(losses["outlier_disagreement"]) == pytest.approx(-0.3 * sum(apart) / len(apart), rel=1e-4)
-    assert float(losses["outlier_entropy"]) == pytest.approx(-0.2 * sum(unsure) / len(unsure), rel=1e-4)
+    assert losses["outlier_disagreement"].item() == pytest.approx(-0.3 * sum(apart) / len(apart), rel=1e-4)
+    assert losses["outlier_entropy"].item() == pytest.approx(-0.2 * sum(unsure) / len(unsure), rel=1e-4)
 
 
 def test_entropy_is_one_where_the_heads_know_nothing():
@@ -181,7 +181,7 @@ def test_entropy_is_one_where_the_heads_know_nothing():
     for head in ours.head.single:
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
-    assert float(ours.losses(features, labels)["outlier_entropy"]) == pytest.approx(-0.2)
+    assert ours.losses(features, labels)["outlier_entropy"].item() == pytest.approx(-0.2)
 
 
 def test_outliers_wait_for_full_queues_and_for_their_epoch():
@@ -189,7 +189,7 @@ def test_outliers_wait_for_full_queues_and_for_their_epoch():
     ours = method(queue=3, start_epoch=2)
     started = []
     for epoch in (2, 2, 1, 2):  # two of each class at a time: the second time the queues are full
-        started.append(float(ours.losses(features, labels, epoch)["outlier_entropy"]) != 0)
+        started.append(ours.losses(features, labels, epoch)["outlier_entropy"].item() != 0)
     assert started == [False, True, False, True]
 
 
@@ -242,6 +242,9 @@ def test_what_cannot_be_is_said():
     with pytest.raises(BadInput, match="nothing is left to disagree on"):
         MultiOOD(JointHead((2, 2), 2))
     MultiOOD(JointHead((2, 2), 2), agree_to_disagree=0, neighbors=2)
+    plain = MultiOOD(JointHead((2, 2), 2), agree_to_disagree=0, outlier_disagreement=0, outlier_entropy=0, neighbors=9)
+    plain.losses([torch.zeros(2, 2), torch.zeros(2, 2)], torch.tensor([0, 1]))
+    assert int(plain.queues.counts.sum()) == 0  # nothing is kept for nothing
     for neighbors in (1, 5):
         with pytest.raises(BadInput, match="'neighbors'"):
             MultiOOD(JointHead((2, 2), 4), neighbors=neighbors)
