@@ -90,6 +90,19 @@ def test_a_head_that_is_none_and_names_that_are_wrong(net):
         Viewer(net, IMAGES, needs=("head",), features="stem")
 
 
+def test_a_head_that_is_not_linear_reads_features_all_the_same():
+    from farout.ood.abet import AbetHead
+
+    torch.manual_seed(0)
+    body, head = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), AbetHead(8, 3)
+    model, x = nn.Sequential(body, head).eval(), torch.randn(6, 4)
+    views = extract(model, x, needs=("features",))
+    torch.testing.assert_close(views.features, body(x).detach())
+    assert views.weight is None
+    with pytest.raises(BadInput, match="come from no linear layer"):
+        extract(model, x, needs=("head",))
+
+
 def test_a_transformer_and_a_plain_network_have_stages():
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(

@@ -197,9 +197,8 @@ def ablated_energy(logits: Tensor, background: int | None = None) -> Tensor:
 class AbetScore(Score):
     """Scores of inputs by a model with an :class:`AbetHead`; larger is farther out.
 
-    Take the views with ``extract(model, data, needs=("logits", "features"), features=NAME)``, where NAME is the module
-    whose pooled output the head reads, such as ``"layer3"``: features are else found by a linear head. AbeT's own score
-    needs logits alone, so that every tool for energy scores serves.
+    Take the views with ``extract(model, data, needs=("logits", "features"))``. AbeT's own score needs logits alone, so
+    that every tool for energy scores serves.
 
     Parameters
     ----------

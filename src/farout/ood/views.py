@@ -1,9 +1,10 @@
 """What a score sees of a model: logits, features, stages and the head's weights, found in the model as it runs.
 
-The head is the linear layer whose output is the model's answer, and the features are what it reads. Stages are what the
-parts of the trunk give on the way: of a convolutional network the last output at each size of the picture, of a
-transformer the outputs of its blocks, of a plain network what each linear layer but the first reads. Nothing is found
-by the names of classes: one batch is run, and what each module was given and gave is looked at.
+The head is the linear layer whose output is the model's answer, and the features are what it reads; where there is
+none, any module that makes the answer from rows will do for features. Stages are what the parts of the trunk give on
+the way: of a convolutional network the last output at each size of the picture, of a transformer the outputs of its
+blocks, of a plain network what each linear layer but the first reads. Nothing is found by the names of classes: one
+batch is run, and what each module was given and gave is looked at.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Viewer:
             seen = _look(model, _first(example))
         self.head, self._features = None, features
         if features is None:
-            self.head = _head(model, seen) if {"features", "head"} & set(needs) else None
+            self.head = _head(model, seen, "head" in needs) if {"features", "head"} & set(needs) else None
         elif "head" in needs:
             raise BadInput(
                 f"a head was asked for, and the features are the output of '{features}', which no head reads; leave "
@@ -335,9 +336,11 @@ def _look(model: nn.Module, example: Any) -> list[_Seen]:
     return seen
 
 
-def _head(model: nn.Module, seen: Sequence[_Seen]) -> str:
-    """Return the name of the linear layer whose output is the model's answer."""
+def _head(model: nn.Module, seen: Sequence[_Seen], linear: bool) -> str:
+    """Return the name of the layer whose output is the model's answer: a linear one, or any that reads rows."""
     found = [one.name for one in seen if isinstance(one.module, nn.Linear) and one.answers]
+    if not found and not linear:  # such as a head of cosines: what it reads are features all the same
+        found = [one.name for one in seen if one.answers and one.reads is not None and one.reads.ndim == 2][:1]
     if not found:
         last = next((one for one in reversed(seen) if one.answers), None)
         told = f"'{last.name}', a {type(last.module).__name__}" if last is not None else "no module, but are computed"
