@@ -180,6 +180,8 @@ def test_bounds_hold_for_all_that_follow_and_a_pattern_never_enlarges_them(seed)
     x = x[region.holds(net, x)]
     z, logits = net.run(x)
     rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for (least, most), (active, inactive) in zip(bounds(net, region), region.masks(net)):
+        assert (least[active] >= 0).all() and (most[inactive] <= 0).all()
     loose, wide, tight = bounds(net, region, linear=False), bounds(net, plain, linear=False), bounds(net, region)
     within = bounds(net, region, bounds(net, plain))
     for found in (loose, tight, within):
@@ -364,6 +366,14 @@ def test_gradient_steps_stay_in_the_ball_and_follow_the_pattern():
     found = counterexamples(model_of(net), x, 0, 0.5, off, box=(-1.0, 1.0))
     assert len(found) and (found[:, 0] >= 0.5).all() and (found[:, 1] <= 0).all()
     assert len(counterexamples(model_of(net), x, 0, 0.39, off, box=(-1.0, 1.0))) == 0
+    # x + y > 1.28 with x up to .3: both grow alike, so that x must be held back until y is there.
+    weights = [torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])]
+    held = ReluNet(
+        [w.double() for w in weights], [torch.tensor([0, 0, -0.3]).double(), torch.tensor([0, -1.28]).double()]
+    )
+    region = box_of(held, pattern_of(held, inactive=(2,)))
+    found = falsify(held, region, 0, [1], torch.zeros(2).double())
+    assert len(found) and region.holds(held, found).all()
     # With no class anything of the region will do.
     on = box_of(net, pattern_of(net, active=(0,), inactive=(1,)), -1.0)
     any_of = falsify(net, on, None, [], torch.tensor([-0.9, 0.9]).double())
