@@ -333,7 +333,7 @@ def _write(folder: Path, table: pl.DataFrame, settings: dict[str, Any]) -> None:
         Section("Every set", as_html(each_head, each), "Numbers of single sets."),
     ]
     best = short.sort(head[1], descending=True)["method"][0]
-    facts = [("methods", f"{len(short)}"), ("sets", f"{table['set'].n_unique()}"), (f"best, {head[1]}", best)]
+    facts = [("methods", f"{len(short)}"), ("sets", f"{table['set'].n_unique()}"), (f"best by {_title(head[1])}", best)]
     lead = f"How well scores tell what '{settings['model']}' was trained for from what it was not."
     write(folder / "openood.html", page("Inputs from elsewhere", sections, kind="benchmark", lead=lead, facts=facts))
 
