@@ -202,6 +202,23 @@ def test_odin_takes_the_step_of_its_paper(net):
     np.testing.assert_allclose(watch.outlier_score(IMAGES), expected, rtol=1e-6)
 
 
+def test_i_odin_moves_one_number(net):
+    watch = Watch(net, ODIN(temperature=10, size=0.5, coordinates="largest")).fit(IMAGES)
+    net.eval()
+    x = IMAGES.clone().requires_grad_(True)
+    logits = net(x) / 10
+    nn.functional.cross_entropy(logits, logits.argmax(1), reduction="sum").backward()
+    with torch.no_grad():
+        moved = IMAGES.clone().flatten(1)
+        for row, slope in zip(moved, x.grad.flatten(1)):
+            place = slope.abs().argmax()
+            row[place] -= 0.5 * slope[place].sign()
+        expected = -(net(moved.view_as(IMAGES)) / 10).softmax(1).amax(1)
+    np.testing.assert_allclose(watch.outlier_score(IMAGES), expected, rtol=1e-6)
+    with pytest.raises(UnknownName, match="largest"):
+        Watch(net, ODIN(coordinates="larges")).fit(IMAGES)
+
+
 def test_a_step_lowers_its_objective_of_a_linear_model():
     linear = nn.Linear(5, 3)
     viewer = Viewer(linear, torch.zeros(2, 5), needs=("logits",))

@@ -18,6 +18,11 @@ from farout.ood.views import Viewer, Views
 __all__ = ["Score", "Step", "stepped"]
 
 
+def signs(slope: Tensor) -> Tensor:
+    """Return the signs of a gradient; that of 0 is 1, as in the code of the papers that brought this step."""
+    return torch.where(slope >= 0, 1.0, -1.0).to(slope.dtype)
+
+
 @dataclass(frozen=True)
 class Step:
     """A small step of the input against a gradient, ``x - size sign(d objective / dx)``, before it is scored.
@@ -28,10 +33,13 @@ class Step:
         In units of the picture, whose pixels go from 0 to 1.
     objective : callable
         Views in, tensor (n,) out: what the step lowers.
+    way : callable
+        The gradient in, the direction of the step out; by default its signs.
     """
 
     size: float
     objective: Callable[[Views], Tensor]
+    way: Callable[[Tensor], Tensor] = signs
 
 
 class Score(BaseEstimator):
@@ -153,13 +161,12 @@ def stepped(viewer: Viewer, batch: Any, steps: Sequence[Step], deviation: Sequen
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             (slope,) = torch.autograd.grad(step.objective(viewer(_with(batch, name, x))).sum(), x)
-        # 0 counts as positive, as in the code of the papers that brought this step
-        way = torch.where(slope >= 0, 1.0, -1.0)
+        way = step.way(slope)
         if deviation is not None:
             scale = torch.tensor(deviation, dtype=x.dtype, device=x.device)
-            way /= scale.view(-1, *[1] * (x.ndim - 2))
+            way = way / scale.view(-1, *[1] * (x.ndim - 2))
         with torch.no_grad():
-            found.append(viewer(_with(batch, name, x.detach() - step.size * way.to(x.dtype))))
+            found.append(viewer(_with(batch, name, x.detach() - step.size * way)))
     return found
 
 

@@ -17,6 +17,7 @@ Differences from the paper and the official code (sudarshanregmi/ASCOOD):
 - ``gaussian`` adds noise to the chosen numbers of the image; the code's outlier is noise alone.
 - The number of chosen places is rounded; the code cuts it off. ``places="random"`` is a control of ours.
 - What the gradient is multiplied with fits inputs as large as ImageNet's; :func:`strength_for` finds it for others.
+- The paper's i-ODIN is :class:`farout.ood.odin.ODIN` with ``coordinates="largest"``.
 - A head of the code may learn at a rate of its own (0.05 of the rest on CIFAR-100). That is left to the loop.
 """
 
@@ -33,6 +34,7 @@ from farout.errors import BadInput
 from farout.ood._outlier_exposure import both
 from farout.ood._soft import kl_from_uniform
 from farout.ood._tampering import check, saliency, strength_for, tamper
+from farout.ood.odin import largest_coordinate_step
 
 __all__ = [
     "ASCOOD",
@@ -154,30 +156,6 @@ class ASCOOD:
             generator=generator,
             places=self.places,
         )
-
-
-def largest_coordinate_step(gradient: Tensor) -> Tensor:
-    """Return the sign of a gradient at its largest coordinate in size, and zero elsewhere: the step of i-ODIN.
-
-    ODIN moves all coordinates of an input; the paper's i-ODIN moves one.
-
-    Parameters
-    ----------
-    gradient : Tensor (B, ...)
-
-    Returns
-    -------
-    Tensor (B, ...)
-
-    Examples
-    --------
-    >>> largest_coordinate_step(torch.tensor([[1.0, -3.0, 2.0]]))
-    tensor([[ 0., -1.,  0.]])
-    """
-    flat = gradient.flatten(1)
-    place = flat.abs().argmax(1, keepdim=True)
-    sign = torch.where(flat.gather(1, place) >= 0, 1.0, -1.0).to(flat.dtype)  # of zero it is 1, as in ODIN's code
-    return torch.zeros_like(flat).scatter(1, place, sign).view_as(gradient)
 
 
 def standardized(features: Tensor, scale: float = 0.5) -> Tensor:

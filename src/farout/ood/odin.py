@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from farout.cards import paper
-from farout.errors import BadInput
+from farout.errors import BadInput, UnknownName
 from farout.ood._score import Score, Step
 from farout.ood.views import Views
 
-__all__ = ["ODIN"]
+__all__ = ["ODIN", "largest_coordinate_step"]
+
+COORDINATES = ("all", "largest")
 
 
 @paper(
@@ -44,6 +47,8 @@ class ODIN(Score):
         T.
     size : float
         epsilon, where pixels go from 0 to 1.
+    coordinates : {"all", "largest"}
+        Which of the input's numbers are moved: all, or the one with the largest gradient (i-ODIN, of the paper ASCOOD).
 
     Examples
     --------
@@ -54,12 +59,17 @@ class ODIN(Score):
     (3,)
     """
 
-    def __init__(self, temperature: float = 1000.0, size: float = 0.0014) -> None:
+    def __init__(self, temperature: float = 1000.0, size: float = 0.0014, coordinates: str = "all") -> None:
         self.temperature = temperature
         self.size = size
+        self.coordinates = coordinates
 
     def steps(self) -> tuple[Step, ...]:
         """Return the one step: it lowers the loss of the class that is predicted."""
+        if self.coordinates not in COORDINATES:
+            raise UnknownName("choice of coordinates", self.coordinates, COORDINATES)
+        if self.coordinates == "largest":
+            return (Step(self.size, self._loss, largest_coordinate_step),)
         return (Step(self.size, self._loss),)
 
     def score(self, views: Views, moved: Sequence[Views] = ()) -> Tensor:
@@ -70,3 +80,27 @@ class ODIN(Score):
 
     def _loss(self, views: Views) -> Tensor:
         return F.cross_entropy(views.logits / self.temperature, views.logits.argmax(1), reduction="none")
+
+
+def largest_coordinate_step(gradient: Tensor) -> Tensor:
+    """Return the sign of a gradient at its largest coordinate in size, and zero elsewhere: the step of i-ODIN.
+
+    ODIN moves all coordinates of an input; the paper's i-ODIN moves one.
+
+    Parameters
+    ----------
+    gradient : Tensor (B, ...)
+
+    Returns
+    -------
+    Tensor (B, ...)
+
+    Examples
+    --------
+    >>> largest_coordinate_step(torch.tensor([[1.0, -3.0, 2.0]]))
+    tensor([[ 0., -1.,  0.]])
+    """
+    flat = gradient.flatten(1)
+    place = flat.abs().argmax(1, keepdim=True)
+    sign = torch.where(flat.gather(1, place) >= 0, 1.0, -1.0).to(flat.dtype)  # of zero it is 1, as in ODIN's code
+    return torch.zeros_like(flat).scatter(1, place, sign).view_as(gradient)
