@@ -54,6 +54,7 @@ class SharedGaussian:
             raise BadInput(f"a Gaussian is fitted to rows (n, d), and not to {tuple(x.shape)}")
         if not 0 <= shrinkage <= 1:
             raise BadInput(f"shrinkage is a share from 0 to 1, not {shrinkage:g}")
+        eps = torch.finfo(x.dtype).eps
         x = x.double()
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels.to(x.device)
         if len(labels) != len(x):
@@ -62,17 +63,30 @@ class SharedGaussian:
         means = torch.zeros(len(classes), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, place, x)
         means /= counts[:, None]
         centred = x - means[place]
-        return cls.of(means, centred.T @ centred / len(x), classes, shrinkage)
+        return cls.of(means, centred.T @ centred / len(x), classes, shrinkage, eps)
 
     @classmethod
-    def of(cls, means: Tensor, covariance: Tensor, classes: Tensor, shrinkage: float = 0.0) -> SharedGaussian:
-        """Make it of its moments; directions without variance count for nothing, as in a pseudo-inverse."""
+    def of(
+        cls, means: Tensor, covariance: Tensor, classes: Tensor, shrinkage: float = 0.0, eps: float = 2.0**-52
+    ) -> SharedGaussian:
+        """Make it of its moments; directions without variance count for nothing, as in a pseudo-inverse.
+
+        Parameters
+        ----------
+        means, covariance, classes
+            As the attributes.
+        shrinkage : float
+            As for :meth:`fit`.
+        eps : float
+            Of the precision in which the rows were computed: what varies by less than ``d eps`` of the largest
+            eigenvalue is their rounding.
+        """
         if shrinkage:
             size = covariance.diagonal().mean()
             identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
             covariance = (1 - shrinkage) * covariance + shrinkage * size * identity
         values, vectors = torch.linalg.eigh(covariance)
-        used = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+        used = values > values[-1].clamp(min=0) * len(values) * eps
         if not used.any():
             raise BadInput("all rows of a class are equal, so that there is no covariance; give other rows, or more")
         return cls(means, covariance, vectors[:, used] / values[used].sqrt(), classes)

@@ -203,7 +203,9 @@ class Mahalanobis(Score):
             mixed = (count * self.covariance_[name] + own) / (count + 1)
             self.means_[name] = torch.cat([self.means_[name], mean[None]])
             self.covariance_[name] = mixed
-            self.whitening_[name] = SharedGaussian.of(self.means_[name], mixed, classes, self.shrinkage).whitening
+            eps = torch.finfo(x.dtype).eps
+            joined = SharedGaussian.of(self.means_[name], mixed, classes, self.shrinkage, eps)
+            self.whitening_[name] = joined.whitening
         self.classes_ = torch.cat([classes, classes.new_tensor([label])])
         return self
 
