@@ -256,11 +256,36 @@ def test_learning_lowers_the_losses_and_scores_are_minus_both_confidences():
     torch.testing.assert_close(whole, -(features @ method.global_CD.T).softmax(1).amax(1))
     local, negative = (one.detach() for one in method.prompts())
     torch.testing.assert_close(regional, -regional_confidence(v @ local.T, v @ negative.T, 10))
-    by_class = (features @ method.global_CD.T).exp() * (v @ local.T).topk(4, dim=1).values.exp().mean(1)
-    assert torch.equal(method.predict(x), by_class.argmax(1))
     method.global_CD = torch.eye(3, 12)
     assert not torch.allclose(method.score(x, "global"), whole)
     assert torch.equal(method.score(x, "regional"), regional)
+
+
+def test_classes_come_from_the_image_and_its_best_regions_together():
+    method, n = prompt(regions=4), 200
+    drawn = torch.Generator().manual_seed(0)
+    whole, v, local, method.global_CD = (
+        F.normalize(torch.randn(shape, generator=drawn), dim=-1) for shape in ((n, 12), (n, 16, 12), (3, 12), (3, 12))
+    )
+    method.encoder.images = lambda x: (whole[: len(x)], v[: len(x)])
+    method.prompts = lambda: (local, None)
+
+    def classes(k: int, use_whole: bool = True) -> torch.Tensor:
+        sure = (whole @ method.global_CD.T).exp() if use_whole else 1
+        return (sure * (v @ local.T).topk(k, dim=1).values.exp().mean(1)).argmax(1)
+
+    found = method.predict(images(n), batch_size=n)
+    assert torch.equal(found, classes(4))
+    assert not any(torch.equal(found, other) for other in (classes(1), classes(16), classes(4, use_whole=False)))
+
+
+def test_each_positive_crop_makes_a_step_of_its_own():
+    method = prompt(crops=5, positives=3)
+    seen, losses = [], method.losses
+    method.losses = lambda *given: seen.append(given) or losses(*given)
+    method.fit(images(5), torch.arange(5) % 3, epochs=1, batch_size=3)
+    assert [len(labels) for _, _, labels in seen] == [3, 3, 3, 2, 2, 2]
+    assert torch.equal(seen[0][1], seen[2][1]) and not torch.equal(seen[0][0], seen[2][0])
 
 
 def test_the_first_epoch_hardly_learns():
