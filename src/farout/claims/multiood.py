@@ -72,7 +72,7 @@ def claim(budget: str, progress: Progress) -> Claim:
         threshold=THRESHOLD,
         holds=all(parts.values()),
         note=f"AUROC near: {told}. Gap in disagreement: {gap(PLAIN):.3f}, with A2D {gap(A2D):.3f}. Accuracy lost: "
-        f"{lost:+.3f}. " + " ".join(f"{part.capitalize()}: {verdict(fine)}." for part, fine in parts.items()),
+        f"{lost:+.3f}. " + " ".join(f"{part[0].upper()}{part[1:]}: {verdict(fine)}." for part, fine in parts.items()),
         numbers={"AUROC, mean over seeds": mean, "How far modalities are apart": fact, "By seed": found},
         seeds=seeds,
         budget=budget,

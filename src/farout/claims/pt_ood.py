@@ -37,11 +37,11 @@ THRESHOLD = (
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "pretrain": 2000,
-        "task": 1600,
+        "task": 1200,
         "tests": 400,
         "pixels": 16,
         "width": 12,
-        "epochs": (8, 4),
+        "epochs": (6, 3),
         "batch": 64,
         "groups": ("food",),
     },
