@@ -29,7 +29,7 @@ THRESHOLD = (
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "parts": [(colour, "square") for colour in list(COLOURS)[:6]],
-        "encoder": {"size": 16, "patch": 4, "width": 32, "layers": 2, "steps": 260, "batch": 32, "rate": 3e-3},
+        "encoder": {"size": 16, "patch": 4, "width": 32, "layers": 2, "steps": 300, "batch": 32, "rate": 3e-3},
         "classes": 5,
         "tests": 200,
         "prompts": {"context": 4, "negatives": 10, "regions": 2},
