@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from farout.claims._claim import Claim
-from farout.claims._planted_lab import CHANNELS, DECODERS, Lab, counted, means, pick
+from farout.claims._planted_lab import CHANNELS, DECODERS, Lab
+from farout.claims._rows import counted, means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
 OURS, INT8 = "LLM.int8()", "LLM.int8(), 8-bit columns"

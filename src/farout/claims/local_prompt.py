@@ -14,7 +14,7 @@ import numpy as np
 from farout.bench.metrics import auroc
 from farout.claims._claim import Claim
 from farout.claims._part_scenes import COLOURS, SHAPES, Part, Thing, drawn, dual_encoder, name_of, tokenize
-from farout.claims._planted_lab import counted, means, pick
+from farout.claims._rows import counted, means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
 MCM, OURS, GL = "MCM", "MCM + R", "GL-MCM"

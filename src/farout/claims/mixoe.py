@@ -11,7 +11,7 @@ import numpy as np
 from farout.claims._claim import Claim
 from farout.claims._drawn_images import PLACES, marked_bodies
 from farout.claims._exposure_lab import COARSE, FINE, Task, mammals, pictures, told
-from farout.claims._planted_lab import means, pick
+from farout.claims._rows import means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 
 from farout.bench.metrics import auroc
 from farout.claims._claim import Claim
-from farout.claims._planted_lab import counted, means, pick
+from farout.claims._rows import counted, means, pick
 from farout.claims._spoken import spoken
 from farout.claims._tables import SEEDS, Progress, verdict
 from farout.data.images import image_set

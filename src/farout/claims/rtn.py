@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from farout.claims._claim import Claim
-from farout.claims._planted_lab import DECODERS, Lab, counted, means, pick
+from farout.claims._planted_lab import DECODERS, Lab
+from farout.claims._rows import counted, means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
 BITS = (8, 6, 5, 4, 3)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from farout.claims._claim import Claim
-from farout.claims._planted_lab import CHANNELS, DECODERS, Lab, counted, means, pick
+from farout.claims._planted_lab import CHANNELS, DECODERS, Lab
+from farout.claims._rows import counted, means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
 NONE, TOKEN, OURS = "no smoothing", "no smoothing, a step for each token", 0.5

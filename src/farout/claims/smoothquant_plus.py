@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from farout.claims._claim import Claim
-from farout.claims._planted_lab import CHANNELS, DECODERS, Lab, counted, means, pick
+from farout.claims._planted_lab import CHANNELS, DECODERS, Lab
+from farout.claims._rows import counted, means, pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
 OURS, OUTPUT, RTN, LAYERS, AWQ = "SmoothQuant+", "SmoothQuant+, by logits", "RTN", "AWQ without cuts", "AWQ"
