@@ -1,5 +1,7 @@
 """Views and watches: found by structure, bit-equal logits, exported graphs that say the same."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from farout.ood.deep_knn import DeepKNN  # noqa: E402
 from farout.ood.energy import Energy  # noqa: E402
 from farout.ood.mahalanobis import Mahalanobis  # noqa: E402
 from farout.ood.odin import ODIN  # noqa: E402
+from farout.ood.views import NEEDS  # noqa: E402
 
 
 class Net(nn.Module):
@@ -275,6 +278,46 @@ def test_an_exported_guard_says_the_same(net, method, tmp_path):
         np.testing.assert_allclose(score, expected, rtol=2e-4, atol=1e-4)
         sure = np.abs(expected - watch.threshold_) > 1e-3
         np.testing.assert_array_equal(alarm[sure], watch.alarm(some)[sure])
+
+
+@pytest.mark.parametrize("ends", ["logits", "softmax"])
+def test_an_onnx_classifier_is_watched_like_the_model_it_comes_from(net, ends, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from farout.io.models import open_model
+
+    model = net if ends == "logits" else nn.Sequential(net, nn.Softmax(1))
+    path = tmp_path / "net.onnx"
+    axes = {"x": {0: "n"}, "y": {0: "n"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.eval(),
+            (IMAGES[:2],),
+            str(path),
+            dynamo=False,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=axes,
+        )
+    opened = open_model(path)
+    opened.takes = "features"  # the images are arrays already
+    views, expected = extract(opened, IMAGES, needs=NEEDS), extract(net, IMAGES, needs=NEEDS)
+    torch.testing.assert_close(views.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(views.features, expected.features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(views.weight, expected.weight)
+    assert len(views.stages) == len(expected.stages) == 2
+    for ours, theirs in zip(views.stages.values(), expected.stages.values()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for method in ("energy", "vim", "mahalanobis"):
+        found = Watch(opened, method).fit(torch.cat([IMAGES, -IMAGES])).outlier_score(ODD)
+        np.testing.assert_allclose(
+            found, Watch(net, method).fit(torch.cat([IMAGES, -IMAGES])).outlier_score(ODD), rtol=1e-2
+        )
+    with pytest.raises(BadInput, match="no gradients"):
+        Watch(opened, ODIN()).fit(IMAGES)
+    with pytest.raises(BadInput, match="ONNX graph already"):
+        Watch(opened, "energy").fit(IMAGES).export(tmp_path / "guard.onnx", IMAGES)
 
 
 def test_what_moves_the_input_is_not_exported(net, tmp_path):

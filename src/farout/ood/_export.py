@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from farout.errors import BadInput, MissingExtra
 from farout.io.files import writing
 from farout.ood._inputs import batches_of, moved
+from farout.ood._onnx import OnnxClassifier
 from farout.ood._score import Score
 from farout.ood.views import Viewer, evaluating, module_of
 
@@ -45,6 +46,8 @@ def export(watch: Any, path: str | Path, example: Any) -> None:
         )
     opened = watch.open()
     module = module_of(opened)
+    if isinstance(module, OnnxClassifier):
+        raise BadInput("the model is an ONNX graph already; export the torch model that it comes from")
     batches, _ = batches_of(opened, example, 2)
     batch = moved(next(iter(batches))[0], module)
     name = "input"

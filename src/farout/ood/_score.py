@@ -160,7 +160,10 @@ def stepped(viewer: Viewer, batch: Any, steps: Sequence[Step], deviation: Sequen
         name, x = named[0]
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(step.objective(viewer(_with(batch, name, x))).sum(), x)
+            lowered = step.objective(viewer(_with(batch, name, x))).sum()
+            slope = torch.autograd.grad(lowered, x, allow_unused=True)[0] if lowered.requires_grad else None
+            if slope is None:
+                raise BadInput("the model has no gradients of its input, as an ONNX graph has none; take another score")
         way = step.way(slope)
         if deviation is not None:
             scale = torch.tensor(deviation, dtype=x.dtype, device=x.device)

@@ -251,6 +251,7 @@ def taken(
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Views, Tensor | None]:
     """Do what :func:`extract` does, and return the labels too, where the data or the caller have some."""
+    model = with_module(model)
     batches, total = batches_of(model, data, batch_size, labels)
     module = module_of(model)
     key = None
@@ -424,6 +425,17 @@ def _tensor_or_none(value: Any) -> Tensor | None:
 def _there(value: Tensor | None) -> Tensor:
     assert value is not None
     return value
+
+
+def with_module(model: Any) -> Any:
+    """Return a module, or a model that was opened with a module in it: an ONNX graph is wrapped into one."""
+    from farout.io._onnx_model import OnnxModel
+
+    if isinstance(getattr(model, "model", None), OnnxModel):
+        from farout.ood._onnx import OnnxClassifier
+
+        return replace(model, model=OnnxClassifier(model.model).eval())
+    return model
 
 
 def module_of(model: Any) -> nn.Module:

@@ -18,7 +18,7 @@ from farout.io.models import OpenModel, open_model
 from farout.io.state import read_state, write_state
 from farout.ood._inputs import batches_of, moved
 from farout.ood._score import Score, stepped
-from farout.ood.views import Viewer, Views, evaluating, module_of, taken
+from farout.ood.views import Viewer, Views, evaluating, module_of, taken, with_module
 
 __all__ = ["Watch", "score_named"]
 
@@ -264,6 +264,7 @@ class Watch(Detector):
             opened = self.model
             if not isinstance(opened, nn.Module | OpenModel):
                 opened = open_model(opened)
+            opened = with_module(opened)
             module = module_of(opened)
             module.to(
                 torch.device("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
