@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sys
+import warnings
 
 import numpy as np
 import polars as pl
@@ -482,3 +483,19 @@ def test_a_real_network_tells_digits_from_photographs():
     )
     assert found.quality["AUROC"] > 0.9 and found.known.sum() == 8
     assert len(found.classes) == 1000 and found.notes == []
+
+
+def test_a_graph_of_onnx_scores_like_the_network_it_comes_from(net, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    train, new = drawn(200, 1)[0], drawn(40, 2)[0]
+    axes = {"x": {0: "n"}, "y": {0: "n"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net.eval(), (torch.tensor(train[:2]),), str(tmp_path / "net.onnx"), dynamo=False, input_names=["x"],
+            output_names=["y"], dynamic_axes=axes,
+        )  # fmt: skip
+    settings = {"method": "mahalanobis", "parameters": {"where": "features"}, "fit_on": train, "rate": 0.1}
+    ours, theirs = score_inputs(new, str(tmp_path / "net.onnx"), **settings), score_inputs(new, net, **settings)
+    np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4, atol=1e-4)

@@ -237,14 +237,11 @@ def _opened(model: Any, tokenizer: Any) -> OpenModel:
     elif isinstance(model, str) and not any(mark in model for mark in "./:\\") and not Path(model).exists():
         raise BadInput(
             f"there is no folder '{model}' and no packaged model of that name ({nearest(model, pretrained_names())}); "
-            "give a folder of transformers, a .safetensors file, timm:NAME or py:EXPRESSION"
+            "give a folder of transformers, a .safetensors or .onnx file, timm:NAME or py:EXPRESSION"
         )
-    opened = model if isinstance(model, OpenModel) else open_model(source, tokenizer=tokenizer)
-    if not hasattr(opened.model, "named_modules"):
-        raise BadInput(
-            f"'{opened.name}' is a graph of ONNX, and views are taken of torch models; give the one that it was made of"
-        )
-    return opened
+    from farout.ood.views import with_module
+
+    return with_module(model if isinstance(model, OpenModel) else open_model(source, tokenizer=tokenizer))
 
 
 def _prepared(opened: OpenModel, chosen: dict[str, Any]) -> OpenModel:
