@@ -46,7 +46,7 @@ lint: $(VENV)/lint
 	$(BIN)/python docs/generate.py --check
 
 claims: $(VENV)/test
-	$(BIN)/farout claim all --budget small
+	$(BIN)/farout claim all --budget small --jobs -1
 
 clean:
 	rm -rf $(VENV) out site build dist

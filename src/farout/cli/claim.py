@@ -18,6 +18,9 @@ def add(app: typer.Typer) -> None:
 def claim(
     paper: Annotated[str, typer.Argument(help="A method of 'farout list', or 'all'.")],
     budget: Annotated[str, typer.Option(help="small (seconds) or full (minutes).")] = "small",
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", help="Processes for several claims, of one thread each; -1 for all cores.")
+    ] = 1,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the JSON and the figure.")] = Path("out"),
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -30,8 +33,19 @@ def claim(
 
     output.mkdir(parents=True, exist_ok=True)
     slugs = [card.slug for card in list_cards()] if paper == "all" else [find(paper).slug]
-    for slug in slugs:
-        with progress(quiet) as report:
-            measured = run(slug, budget, report)
-        print(as_text(measured))
-        talk(f"wrote {save(measured, output)}", quiet)
+    if jobs == 1 or len(slugs) == 1:
+        for slug in slugs:
+            with progress(quiet) as report:
+                measured = run(slug, budget, report)
+            print(as_text(measured))
+            talk(f"wrote {save(measured, output)}", quiet)
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1), progress(quiet) as report:
+        done = Parallel(return_as="generator")(delayed(run)(slug, budget) for slug in slugs)
+        for place, measured in enumerate(done, 1):
+            report(measured.paper, place / len(slugs))
+            print(as_text(measured))
+            save(measured, output)
+    talk(f"wrote {len(slugs)} claims to {output}", quiet)
