@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -89,6 +90,19 @@ def test_run_calls_the_file_of_the_paper(monkeypatch):
     done = claims.run("ECOD", "full", lambda what, share: told.append((what, share)))
     assert asked == ["full"] and told == [("half", 0.5)]
     assert 0 <= done.seconds < 1 and replace(done, seconds=TOY.seconds) == TOY
+
+
+@pytest.mark.skipif("FAROUT_DATA" not in os.environ, reason="claims read sets of ADBench; set FAROUT_DATA")
+def test_several_claims_run_in_processes_and_come_in_order(monkeypatch, tmp_path, capsys):
+    from farout.cards import find
+    from farout.cli.claim import claim
+
+    monkeypatch.setattr("farout.cards.list_cards", lambda: [find("hbos"), find("pca")])
+    claim("all", "small", jobs=2, output=tmp_path, quiet=True)
+    told = capsys.readouterr().out
+    assert told.index("HBOS:") < told.index("PCA:")
+    alone, there = claims.run("hbos", "small"), claims.read(tmp_path / "hbos.json")
+    assert (there.ours, there.baseline, there.peer, there.note) == (alone.ours, alone.baseline, alone.peer, alone.note)
 
 
 def test_unknown_names_are_refused():
