@@ -28,7 +28,7 @@ def test_numbers_are_those_of_scores_and_metrics():
     knn, odin = DeepKNN(k=3), ODIN(size=0.01)
     table = openood(NET, (TRAIN, LABELS), USUAL, settings, [knn, odin, "msp"])
     assert table.height == 9
-    for score, slug in ((knn, "deep_knn"), (odin, "odin")):
+    for score, slug in ((knn, "deep_knn:k=3"), (odin, "odin:size=0.01")):
         watch = Watch(NET, score).fit(TRAIN)
         for of in settings.values():
             for name, x in of.items():
@@ -37,8 +37,8 @@ def test_numbers_are_those_of_scores_and_metrics():
                 assert {key: row[key] for key in expected} == pytest.approx(expected)
                 assert (row["usual"], row["outliers"]) == (60, len(x))
     means = {row["method"]: row for row in summary(table).to_dicts()}
-    own = [row for row in table.to_dicts() if row["method"] == "deep_knn" and row["setting"] == "far"]
-    assert means["deep_knn"]["auroc far"] == pytest.approx(np.mean([row["auroc"] for row in own]))
+    own = [row for row in table.to_dicts() if row["method"] == "deep_knn:k=3" and row["setting"] == "far"]
+    assert means["deep_knn:k=3"]["auroc far"] == pytest.approx(np.mean([row["auroc"] for row in own]))
 
 
 def test_a_set_like_the_usual_one_is_not_told_apart():

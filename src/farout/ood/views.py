@@ -316,6 +316,11 @@ class _Seen:
     output: Tensor | None
     answers: bool
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the module has weights of its own, not only in its parts."""
+        return any(weight is not None for weight in self.module._parameters.values())
+
 
 def _look(model: nn.Module, example: Any) -> list[_Seen]:
     """Run a model on an example and tell what its modules gave, in the order in which they ended."""
@@ -341,7 +346,9 @@ def _head(model: nn.Module, seen: Sequence[_Seen], linear: bool) -> str:
     """Return the name of the layer whose output is the model's answer: a linear one, or any that reads rows."""
     found = [one.name for one in seen if isinstance(one.module, nn.Linear) and one.answers]
     if not found and not linear:  # such as a head of cosines: what it reads are features all the same
-        found = [one.name for one in seen if one.answers and one.reads is not None and one.reads.ndim == 2][:1]
+        found = [
+            one.name for one in seen if one.answers and one.weighs and one.reads is not None and one.reads.ndim == 2
+        ]
     if not found:
         last = next((one for one in reversed(seen) if one.answers), None)
         told = f"'{last.name}', a {type(last.module).__name__}" if last is not None else "no module, but are computed"
