@@ -48,7 +48,7 @@ def files(tmp_path, monkeypatch):
 
 
 def same(one, other, words=True):
-    assert np.array_equal(one.scores, other.scores)
+    np.testing.assert_array_equal(one.scores, other.scores)
     assert np.array_equal(one.p_values, other.p_values)
     assert np.array_equal(one.top_rows, other.top_rows)
     if words:  # streams draw another sample to tell what is usual
