@@ -1,7 +1,7 @@
 """What a score of a model's inputs adds to the model's own pass, and the k-th neighbour against brute force.
 
-python benchmarks/watch.py            a ResNet-18 on 256 images of 32 x 32; at most 5 % more for logits, 15 for features
-python benchmarks/watch.py cuda       the same on a GPU
+python benchmarks/watch.py            a ResNet-20 on 256 images of 32 x 32; at most 5 % more for logits, 15 for features
+python benchmarks/watch.py cuda       a ResNet-18 on a GPU
 
 Times are taken in turns in one run, and ratios of medians are printed.
 """
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from farout.kit.nets import ResNet18
+from farout.kit.nets import ResNet18, ResNetCIFAR
 from farout.ood import Viewer, extract
 from farout.ood.deep_knn import kth_distance
 from farout.ood.watch import score_named
 
-TURNS = 7
+TURNS = 5
 LOGITS = ("msp", "max_logit", "energy", "temperature_scaling")
 FEATURES = ("react", "ash", "scale", "grad_norm", "deep_knn", "vim", "relative_mahalanobis", "mahalanobis")
 LIMITS = {"logits": 1.05, "features": 1.15, "neighbours": 1.2}
@@ -45,7 +45,7 @@ def main() -> None:
     """Print both tables."""
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     torch.manual_seed(0)
-    net = ResNet18(10).eval().to(device)
+    net = (ResNetCIFAR(10) if device == "cpu" else ResNet18(10)).eval().to(device)
     x_BCHW, train_BCHW = torch.randn(256, 3, 32, 32, device=device), torch.randn(2_000, 3, 32, 32)
     labels = torch.arange(2_000) % 10
     needs = ("logits", "features", "stages", "head")
@@ -57,7 +57,7 @@ def main() -> None:
         tasks[name] = lambda score=score, viewer=viewer: score.score(viewer(x_BCHW))
     with torch.inference_mode():
         found = in_turns(tasks)
-    print(f"ResNet-18, 256 images, {device}: pass and score / pass alone")
+    print(f"{type(net).__name__}, 256 images, {device}: pass and score / pass alone")
     for kind, names in (("logits", LOGITS), ("features", FEATURES)):
         for name in names:
             print(f"  {name:<22}{found[name] / found['plain']:.3f}  (limit {LIMITS[kind]:.2f})")
