@@ -130,7 +130,7 @@ def head_of(views: Views) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the head, or say that they were not taken."""
     if views.weight is None or views.bias is None:
         raise BadInput(
-            "the views hold no linear head; take them with needs=('head', ...), or use a score without it ('knn')"
+            "the views hold no linear head; take them with needs=('head', ...), or use a score without it ('deep_knn')"
         )
     return views.weight, views.bias
 

@@ -15,6 +15,8 @@ Differences from the paper and the official code (pokaxpoka/deep_Mahalanobis_det
   By default nothing is drawn from outliers: a stage counts by its z-score on the training inputs, all stages alike, and
   the input stays where it is. ``fit_weights`` learns weights from whatever outliers one has (the paper also takes
   adversarial inputs, which need none).
+- Stages are the last outputs at each size of a picture. The paper also takes the output of the stem, which is one of
+  them where it has a size of its own, and else wants to be named (``layers``).
 - Distances are squared norms after whitening by the pseudo-inverse of the covariance; the factor of one half is left
   out.
 - Labels are the true ones; predicted ones stand in where there are none.

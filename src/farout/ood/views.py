@@ -147,10 +147,9 @@ class Viewer:
         elif "head" in needs:
             raise BadInput(
                 f"a head was asked for, and the features are the output of '{features}', which no head reads; leave "
-                "'features' out, or take a score that needs none, such as 'knn' or 'mahalanobis'"
+                "'features' out, or take a score that needs none, such as 'deep_knn' or 'mahalanobis'"
             )
         self.layers = tuple(layers) if layers is not None else _stages(seen) if "stages" in needs else ()
-        self._with = {"features"} & set(needs) or {"head"} & set(needs)
 
     def __call__(self, batch: Any) -> Views:
         """Take the views of a batch, which lies on the device of the model."""
@@ -165,7 +164,7 @@ class Viewer:
             caught[what] = _pooled(_tensor(value), self.pool)
 
         with ExitStack() as stack:
-            if self.head is not None and self._with:
+            if self.head is not None:
                 stack.callback(
                     self._modules[self.head]
                     .register_forward_pre_hook(lambda _, args: keep(str(self.head), args[0], "features"))

@@ -113,7 +113,6 @@ class Watch(Detector):
         self._opened_: Any = None
         views, labels = self._taken(X, method, y, progress)
         self.method_ = method.fit(views, labels)
-        self.seen_ = len(views)
         scores = self.scores_of_views(views) if not method.steps() else self.outlier_score(X)
         self._set_offset(scores)
         self.threshold_ = float(np.quantile(scores, 1 - LABEL_RATE))
@@ -149,6 +148,8 @@ class Watch(Detector):
                 if progress is not None and total:
                     progress(len(found) / total)
             method.to("cpu")
+        if not found:
+            raise BadInput("there are no inputs; give at least one, and batches that can be read more than once")
         return _finite(torch.cat(found).double().numpy())
 
     def calibrate(self, X: Any, rate: float = 0.01) -> Self:
@@ -221,7 +222,6 @@ class Watch(Detector):
                     "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
                     "offset": self.offset_,
                     "threshold": self.threshold_,
-                    "seen": self.seen_,
                 }
             },
         )
@@ -249,7 +249,7 @@ class Watch(Detector):
         kept = tree["watch"]
         watch = cls(model, score_named(kept["method"]).set_params(**kept["parameters"]), **kept["settings"], **more)
         watch.method_ = score_named(watch.method).restore(kept["learned"])
-        watch.offset_, watch.threshold_, watch.seen_ = kept["offset"], kept["threshold"], kept["seen"]
+        watch.offset_, watch.threshold_ = kept["offset"], kept["threshold"]
         watch._opened_ = None
         return watch
 

@@ -9,9 +9,8 @@ The paper claims OPT-175B and BLOOM-176B at 3 or 4 bits a weight in four GPU hou
 
 Differences from the official code (IST-DASLab/gptq):
 
-- Inputs are taken by descending Hessian diagonal, and groups keep the grid of the original weights, which the code has
-as
-  options; ``order=False`` is the paper's form.
+- Inputs are taken by descending Hessian diagonal, and groups keep the grid of the original weights, which the code
+  has as options; ``order=False`` is the paper's form.
 - A group's grid is never stale (the code reads weights that its running block has not updated yet).
 - The Hessian counts tokens, without padding; the code counts sequences. The factor cancels.
 """
