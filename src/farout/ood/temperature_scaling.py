@@ -3,8 +3,8 @@
 Chuan Guo, Geoff Pleiss, Yu Sun, Kilian Weinberger, ICML 2017 (arXiv 1706.04599).
 
 One number T, by which all logits are divided, makes a classifier's probabilities honest: it is the one under which
-held-out labels are likeliest. The paper claims an expected calibration error of 0.54 % for ResNet-110 on CIFAR-10, and 4.6
-% before. As a score it is MSP of the calibrated probabilities.
+held-out labels are likeliest. The paper claims an expected calibration error of 0.54 % for ResNet-110 on CIFAR-10, and
+4.6 % before. As a score it is MSP of the calibrated probabilities.
 
 Differences from the official code: T is found by a search in one dimension (the loss is convex in 1/T), not by 50 steps
 of L-BFGS from 1.5; both end at the same number where the code converges.
