@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from farout.claims._rows import counted, means
 
 CHANNELS = 4  # of each norm, planted
 DECODERS = ("llama", "opt")  # that can be planted
@@ -57,6 +60,42 @@ class Lab:
         from farout.bench.divergence import divergence
 
         return divergence(self.opened, model, self.held_out)
+
+
+def divergences(
+    methods: Mapping[str, Any],
+    schemes: Mapping[str, str],
+    size: Mapping[str, Any],
+    budget: str,
+    seeds: Sequence[int],
+    progress: Callable[[str, float], None],
+    factor: float = 1.0,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Quantize models by several methods in several schemes.
+
+    Parameters
+    ----------
+    methods : mapping of str to recipe
+    schemes : mapping of str to str
+        What a scheme is called, and its name in full.
+    size : mapping
+        ``models``, ``schemes``, ``samples`` and ``windows``.
+    budget, seeds, progress, factor
+        As for :class:`Lab`, one for each seed.
+
+    Returns
+    -------
+    rows, means : list of dict
+        The divergence by ``model``, ``scheme``, ``method`` and ``seed``, and in the mean over seeds.
+    """
+    rows = []
+    for model, seed in counted([(model, seed) for model in size["models"] for seed in seeds], progress):
+        lab = Lab(model, budget, seed, size["samples"], size["windows"], factor)
+        for scheme in size["schemes"]:
+            for name, recipe in methods.items():
+                lost = lab.lost(lab.quantized(recipe, schemes[scheme]).model)
+                rows.append({"model": model, "scheme": scheme, "method": name, "seed": seed, "divergence": lost})
+    return rows, means(rows, "model", "scheme", "method")
 
 
 def _opened(model: str, budget: str, factor: float, seed: int, training: int) -> Any:

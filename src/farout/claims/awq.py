@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from farout.claims._claim import Claim
-from farout.claims._planted_lab import CHANNELS, DECODERS, Lab
-from farout.claims._rows import counted, means, pick
+from farout.claims._planted_lab import CHANNELS, DECODERS, divergences
+from farout.claims._rows import pick
 from farout.claims._tables import SEEDS, Progress, verdict
 
 OURS, RTN, PLAIN, GPTQ = "AWQ", "RTN", "AWQ without cuts", "GPTQ"
@@ -29,15 +29,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def claim(budget: str, progress: Progress) -> Claim:
     """Run the claim; all parts must hold. The small budget: one decoder, hardly trained, 3 bits and one draw."""
     size, seeds = SIZES[budget], SEEDS[:1] if budget == "small" else SEEDS
-    rows = []
-    for model, seed in counted([(model, seed) for model in size["models"] for seed in seeds], progress):
-        lab = Lab(model, budget, seed, size["samples"], size["windows"], FACTOR)
-        for scheme in size["schemes"]:
-            where = {"model": model, "scheme": scheme}
-            for name, recipe in METHODS.items():
-                lossy = lab.lost(lab.quantized(recipe, NAMES[scheme]).model)
-                rows.append(where | {"method": name, "seed": seed, "divergence": lossy})
-    mean = means(rows, "model", "scheme", "method")
+    rows, mean = divergences(METHODS, NAMES, size, budget, seeds, progress, FACTOR)
     holds, notes = True, []
     for model in size["models"]:
         for scheme in size["schemes"]:
