@@ -92,6 +92,15 @@ class Detector(OutlierMixin, BaseEstimator):
         self._check_fitted()
         write_state(path, {"detector": state_of(self)})
 
+    def _state(self) -> dict[str, Any]:
+        """Parameters and all that was learned, by name."""
+        return {**self.get_params(deep=False), **vars(self)}
+
+    def _restore(self, values: dict[str, Any]) -> None:
+        """Take back what ``_state`` gave, as plain data."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
     def _check_fitted(self) -> None:
         try:
             check_is_fitted(self)
@@ -104,18 +113,15 @@ class Detector(OutlierMixin, BaseEstimator):
 
 def state_of(detector: Detector) -> dict[str, Any]:
     """Return a detector as plain data: its name in the catalogue, its parameters and its fitted state."""
-    parameters = detector.get_params(deep=False)
-    state = {name: value for name, value in vars(detector).items() if name not in parameters}
-    return {"name": _word(detector), "values": {k: _plain(v) for k, v in {**parameters, **state}.items()}}
+    return {"name": _word(detector), "values": {name: _plain(value) for name, value in detector._state().items()}}
 
 
 def from_state(state: dict[str, Any]) -> Detector:
     """Rebuild a detector from :func:`state_of`'s data."""
     cls = _class(state["name"])
     detector = cls.__new__(cls)
-    for name, value in state["values"].items():
-        nested = isinstance(value, dict) and set(value) == {"nested"}
-        setattr(detector, name, from_state(value["nested"]) if nested else value)
+    nested = {k: v for k, v in state["values"].items() if isinstance(v, dict) and set(v) == {"nested"}}
+    detector._restore({**state["values"], **{name: from_state(value["nested"]) for name, value in nested.items()}})
     return detector
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from farout.errors import BadInput, MissingExtra
 from farout.io._image import Read, Size, read_image, reason
 
-__all__ = ["ENDINGS", "Images", "read_images"]
+__all__ = ["ENDINGS", "ImageList", "Images", "list_images", "read_images"]
 
 ENDINGS = (
     ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jfif", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif",
@@ -60,6 +60,38 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.arrays)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images that were found and not decoded yet.
+
+    Attributes
+    ----------
+    items : sequence
+        Paths, arrays or Pillow images.
+    names, labels, classes, notes
+        As of :class:`Images`.
+    """
+
+    items: Sequence[Any]
+    names: list[str]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, places: Sequence[int]) -> ImageList:
+        """Return the images at some places."""
+        return ImageList(
+            [self.items[place] for place in places],
+            [self.names[place] for place in places],
+            None if self.labels is None else self.labels[list(places)],
+            self.classes,
+            self.notes,
+        )
 
 
 def read_images(
@@ -107,10 +139,43 @@ def read_images(
     enough = (size, size) if isinstance(size, int) else size
     if enough is not None and min(enough) < 1:
         raise BadInput(f"a size is 1 pixel at least, not {min(enough)}")
+    listed = list_images(source)
+    arrays, kept, told = _all(listed.items, listed.names, enough, skip_broken, threads, progress)
+    labels = listed.labels
+    if len(kept) < len(listed) and labels is not None:
+        labels = labels[kept]
+    names = [listed.names[place] for place in kept]
+    return Images(arrays, names, labels, listed.classes, (*listed.notes, *told))
+
+
+def list_images(source: Any) -> ImageList:
+    """Find images without decoding them.
+
+    Parameters
+    ----------
+    source
+        As for :func:`read_images`.
+
+    Returns
+    -------
+    ImageList
+
+    Raises
+    ------
+    BadInput
+        There is no image.
+
+    Examples
+    --------
+    >>> len(list_images(np.zeros((2, 4, 5), np.uint8)))
+    2
+    """
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     notes: list[str] = []
     items: Sequence[Any]
+    if isinstance(source, ImageList):
+        return source
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
         if path.is_dir():
@@ -132,10 +197,7 @@ def read_images(
         raise BadInput(f"images are a folder, files or an array, and not {type(source).__name__}")
     if not len(items):
         raise BadInput("there are no images; give at least one")
-    arrays, kept, told = _all(items, names, enough, skip_broken, threads, progress)
-    if len(kept) < len(items) and labels is not None:
-        labels = labels[kept]
-    return Images(arrays, [names[place] for place in kept], labels, classes, (*notes, *told))
+    return ImageList(items, names, labels, classes, tuple(notes))
 
 
 def _all(
