@@ -18,12 +18,12 @@ import numpy as np
 
 from farout.data._find import find
 from farout.errors import BadInput, UnknownName
-from farout.io.images import ENDINGS
 
 __all__ = ["DefectSet", "defect_folder", "defect_set", "defect_set_names"]
 
 NAMES = ("magnetic_tile", "cookie", "deep_pcb", "solar_mono", "brain_mri")
 NORMAL = ("good", "normal", "ok")
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def defect_set(source: str | Path) -> DefectSet:
     DataMissing
         The named set is not here.
     """
-    folder = defect_folder(source) if str(source) in NAMES else Path(source)
+    folder = defect_folder(str(source)) if str(source) in NAMES else Path(source)
     if not folder.is_dir():
         raise UnknownName("set of defects, or folder", str(source), NAMES)
     if (folder / "train").is_dir() and (folder / "test").is_dir():

@@ -1,4 +1,4 @@
-"""What all detectors of images share: reading, batches, devices, saving and one ONNX graph; a method writes the rest."""
+"""What all detectors of images share: reading, batches, devices, saving and one ONNX graph."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class ImageDetector(Detector):
 
     Notes
     -----
-    Images are a folder, paths, arrays or tensors, as :func:`farout.io.images.read_images` takes them, of any sizes; they
-    are squeezed to ``size`` x ``size``.
+    Images are a folder, paths, arrays or tensors, as :func:`farout.io.images.read_images` takes them, of any sizes;
+    they are squeezed to ``size`` x ``size``.
     """
 
     least: ClassVar[int] = 5  # training images

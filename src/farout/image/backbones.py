@@ -110,7 +110,7 @@ class Backbone(nn.Module):
         unmet = [name for name in self.layers if name not in taken]
         if unmet:
             raise BadInput(f"the network's pass does not run through {unmet}; take other layers")
-        activation = getattr(self.net, "_swish", None)  # EfficientNet-Lite applies it outside of its norms
+        activation: Any = getattr(self.net, "_swish", None)  # EfficientNet-Lite applies it outside of its norms
         named = {"_bn0", "_bn1"} if activation is not None else set()
         return [activation(taken[name]) if name in named else taken[name] for name in self.layers]
 
@@ -124,7 +124,7 @@ def _source(model: Any) -> Any:
     return model if ":" in str(model) else Path(model)
 
 
-def _stages(net: nn.Module) -> tuple[str, ...]:
+def _stages(net: Any) -> tuple[str, ...]:
     """Find the layers at the ends of the stages."""
     if hasattr(net, "_blocks") and hasattr(net, "_bn0"):
         widths = [block._block_args.output_filters for block in net._blocks]

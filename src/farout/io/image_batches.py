@@ -66,11 +66,8 @@ class Batches:
 
     def __post_init__(self) -> None:
         self.images = list_images(self.images)
-        self.size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        if min(self.size) < 1 or self.batch_size < 1:
-            raise BadInput(
-                f"a size is 1 pixel and a batch 1 image at least, not {min(self.size)} and {self.batch_size}"
-            )
+        if min(self._shape()) < 1 or self.batch_size < 1:
+            raise BadInput(f"a size is 1 pixel and a batch 1 image at least, not {self.size} and {self.batch_size}")
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
@@ -89,7 +86,7 @@ class Batches:
                 for turn in range(len(starts) + AHEAD):
                     if turn < len(starts):
                         places = range(starts[turn], min(starts[turn] + self.batch_size, len(listed)))
-                        ahead.append([pool.submit(_one, listed, place, self.size) for place in places])
+                        ahead.append([pool.submit(_one, listed, place, self._shape()) for place in places])
                     if turn < AHEAD:
                         continue
                     first = starts[turn - AHEAD]
@@ -120,6 +117,9 @@ class Batches:
             self.notes.insert(0, f"{len(broken):,} of {len(listed):,} images are broken and left out: {shown}")
         if not self.kept:
             raise BadInput(f"none of the {len(listed):,} images can be read: {', '.join(broken[:5])}")
+
+    def _shape(self) -> Size:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 _Read = tuple[np.ndarray | None, Size, Sequence[str]]
