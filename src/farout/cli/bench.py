@@ -17,12 +17,14 @@ SUITES = {
     "mad_bench": (*TABLES, "files"),
     "perplexity": ("model", "texts", "length", "windows"),
     "quantize": ("model", "texts", "length", "windows", "recipes", "schemes", "data", "samples"),
+    "defects": ("methods", "sets", "budget", "device"),
     "openood": ("model", "methods", "sets", "train", "usual", "rows", "recode"),
 }
 NEEDED = ("perplexity", "quantize")  # suites without a model of their own
 LISTS = ("methods", "sets", "texts", "recipes", "schemes")  # separated by commas
 OF_TABLES, OF_MODELS = "Options of adbench, macrodata and mad_bench", "Options of perplexity and quantize"
 OF_QUANTIZE, OF_OPENOOD = "Options of quantize", "Options of openood (which also takes --methods, --sets, --model)"
+OF_IMAGES = "Options of defects (which also takes --methods, --sets, --budget)"
 
 
 def add(app: typer.Typer) -> None:
@@ -38,14 +40,19 @@ def bench(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Separated by commas (default: all table methods).", rich_help_panel=OF_TABLES),
+        typer.Option(
+            help="Separated by commas (default: all table methods); of defects with parameters after colons, as in "
+            "patchcore:size=224 (default: all detectors of images).",
+            rich_help_panel=OF_TABLES,
+        ),
     ] = None,
     sets: Annotated[
         str | None,
         typer.Option(
             help="Separated by commas; macrodata also takes oddbench, ovrbench, synbench, synbench/gmm-local-7, npz "
             "files of its format and folders of them (default: those of the budget); openood takes setting=name, such "
-            "as near=tin-near_animal, of a named set or a folder of images.",
+            "as near=tin-near_animal, of a named set or a folder of images; defects takes magnetic_tile, "
+            "cookie, deep_pcb, solar_mono, brain_mri and folders as MVTec AD has them.",
             rich_help_panel=OF_TABLES,
         ),
     ] = None,
@@ -131,6 +138,10 @@ def bench(
         bool | None,
         typer.Option(help="Store all images as CIFAR-10 is stored (default).", rich_help_panel=OF_OPENOOD),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or auto (default: auto).", rich_help_panel=OF_IMAGES),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for table and page.")] = Path("out"),
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -160,6 +171,7 @@ def bench(
         "usual": usual,
         "rows": rows,
         "recode": recode,
+        "device": device,
     }
     given = {name: value for name, value in every.items() if value is not None and value != []}
     for name in given:
