@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from farout.errors import BadInput
 
-__all__ = ["patches"]
+__all__ = ["at_strides", "patches"]
 
 
 def patches(features: Sequence[Tensor], pool: int = 3, grid: tuple[int, int] | None = None) -> Tensor:
@@ -53,3 +53,34 @@ def patches(features: Sequence[Tensor], pool: int = 3, grid: tuple[int, int] | N
             level = interpolate(level, size, mode="bilinear", align_corners=False)
         levels.append(level)
     return torch.cat(levels, 1)
+
+
+def at_strides(strides: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """Find the last level of each wanted stride.
+
+    Parameters
+    ----------
+    strides : sequence of int
+        Of a backbone's levels.
+    wanted : sequence of int
+
+    Returns
+    -------
+    tuple of int
+        Places in ``strides``.
+
+    Raises
+    ------
+    BadInput
+        No level has such a stride.
+
+    Examples
+    --------
+    >>> at_strides((2, 2, 4, 8, 16, 16, 32), [8, 16])
+    (3, 5)
+    """
+    last = {stride: place for place, stride in enumerate(strides)}
+    missing = [stride for stride in wanted if stride not in last]
+    if missing:
+        raise BadInput(f"no level of the backbone has stride {missing}; its strides are {list(strides)}: give 'layers'")
+    return tuple(last[stride] for stride in wanted)
