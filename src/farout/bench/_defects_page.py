@@ -39,8 +39,8 @@ def write_page(
             "Means over the sets",
             as_html(*in_words(short)),
             "In percent: AUROC, average precision and F1 of images; then numbers of pixels, over the images whose "
-            "defects are marked. F1 is that of a threshold from held-out normal images, at a rate of 5 %. Seconds and images a "
-            "second count reading and decoding.",
+            "defects are marked. F1 is that of a threshold from held-out normal images, at a rate of 5 %. Seconds and "
+            "images a second count reading and decoding.",
         ),
         Section(
             "Accuracy against time",
