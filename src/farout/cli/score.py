@@ -24,15 +24,18 @@ from farout.cli._common import (
 if TYPE_CHECKING:
     from farout.kit.columns import Columns
     from farout.scoring import Result
+    from farout.scoring.images import ImageResult
     from farout.scoring.inputs import InputResult
     from farout.scoring.texts import TextResult
+
+    Scored = Result | TextResult | InputResult | ImageResult
 
 PICTURED = (".npy", ".npz", ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 Data = Annotated[
     str,
     typer.Argument(
-        help="A table (csv, tsv, jsonl, parquet, feather, npy, npz), '-' for stdin, or a data set's name; with --model "
-        "texts, a folder of images, or a table of what the model takes."
+        help="A table (csv, tsv, jsonl, parquet, feather, npy, npz), '-' for stdin, a folder of images, or a data "
+        "set's name; with --model texts, a folder of images, or a table of what the model takes."
     ),
 ]
 Method = Annotated[
@@ -52,6 +55,10 @@ As = Annotated[
     typer.Option("--as", help="Format of the data, where its ending does not say it; or 'events', or 'table'."),
 ]
 Encoding = Annotated[str, typer.Option(help="Of text tables.")]
+Size = Annotated[
+    int | None, typer.Option(min=1, help="Pixels of a side that images are scaled to.  [default: the method's]")
+]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr.")]
 
 
@@ -91,14 +98,26 @@ def score(
     ood: Annotated[
         str | None, typer.Option(help="Known outliers among a classifier's inputs, to measure with.")
     ] = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
+    skip_broken: SkipBroken = False,
+    size: Size = None,
+    maps: Annotated[
+        str | None,
+        typer.Option(
+            help="Images whose heat maps are written beside a page: all, alarms or none.  [default: all, of more than "
+            "1,000 images those above the line]"
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score rows of a table, texts with a model, or a model's inputs: the farthest out on stdout, all in a file."""
+    """Score rows of a table, images, texts or a model's inputs: the farthest out on stdout, all in a file."""
     from farout.cards import find
+    from farout.cli import _images
+    from farout.contract import load
     from farout.errors import BadInput
     from farout.scoring import score as score_table
 
+    if model is not None and (size or maps):
+        raise BadInput("--size and --maps belong to images without a --model; say --set size=... for the model's")
     if model is not None:
         if saved or engine != "auto" or scheduler:
             raise BadInput("--model reads inputs at once, so --with, --engine and --scheduler have no place beside it")
@@ -128,12 +147,44 @@ def score(
             )
         _score_texts(data, model, method, fit_on, rate, top, output, set_, words, seed, as_, encoding, quiet)
         return
-    if calibrate_on or ood or skip_broken:
-        raise BadInput("--calibrate-on, --ood and --skip-broken belong to a model's inputs: say which with --model")
+    if calibrate_on or ood:
+        raise BadInput("--calibrate-on and --ood belong to a model's inputs: say which with --model")
     if method is not None and find(method).room == "text":
         raise BadInput(f"'{find(method).slug}' reads texts with a language model: say which one with --model")
     if method is not None and find(method).kind == "score":
         raise BadInput(f"'{find(method).slug}' watches the inputs of a model: say which one with --model")
+    fitted = load(saved) if saved else None
+    if _images.about_images(data, method, fitted):
+        _images.none_of(
+            {
+                "--kind": kind,
+                "--leave-out": leave_out,
+                "--engine": engine != "auto",
+                "--scheduler": scheduler,
+                "--as": as_,
+            }
+        )
+        path = Path(data).resolve()
+        name = path.name if path.is_dir() else path.stem
+        seen = _images.score(
+            data,
+            method,
+            output,
+            maps,
+            quiet,
+            size=size,
+            set_=set_,
+            saved=fitted,
+            fit_on=fit_on,
+            rate=rate,
+            skip_broken=skip_broken,
+            seed=seed,
+            name=name,
+        )
+        _deliver(seen, name, output, top, quiet)
+        return
+    if skip_broken or size or maps:
+        raise BadInput("--skip-broken, --size and --maps belong to images: give some, or the inputs of a --model")
     if saved and (method or fit_on or set_ or kind or leave_out):
         raise BadInput(
             "--with scores by a saved detector, so --method, --fit-on, --set, --kind and --leave-out have no place "
@@ -149,7 +200,7 @@ def score(
             method,
             material=material,
             fit_on=table(fit_on, None, encoding) if fit_on else None,
-            saved=saved,
+            saved=fitted,
             rate=rate,
             parameters=parameters(set_),
             kinds=assignments(kind, "--kind") | dict.fromkeys(leave_out, "left out"),
@@ -240,7 +291,7 @@ def _column(words: dict[str, str], wanted: str, kinds: tuple[str, ...]) -> str |
     return next((name for name, kind in words.items() if kind == wanted), None)
 
 
-def _deliver(result: Result | TextResult | InputResult, name: str, output: list[Path], top: int, quiet: bool) -> None:
+def _deliver(result: Scored, name: str, output: list[Path], top: int, quiet: bool) -> None:
     """Write what was asked for, then print."""
     result.settings["command"] = ["farout", *sys.argv[1:]]
     paths = [path for path in output if str(path) != "-"]
@@ -277,7 +328,7 @@ def described(columns: Columns, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _print_top(result: Result | TextResult | InputResult, most: int) -> None:
+def _print_top(result: Scored, most: int) -> None:
     """Print the rows farthest out; one line each where stdout is no terminal."""
     from rich.console import Console
     from rich.table import Table

@@ -232,6 +232,8 @@ class ImageDetector(Detector):
     def _state(self) -> dict[str, Any]:
         """Everything learned, as plain data: the network's weights, without those of a frozen backbone."""
         plain = {name: value for name, value in super()._state().items() if name not in ("net_", "notes_")}
+        if not hasattr(self, "net_"):  # an alarm keeps its detector as it was before the fit, too
+            return plain
         learned = {n: w.cpu().numpy() for n, w in self.net_.state_dict().items() if not n.startswith(FROZEN)}
         backbone = plain.get("backbone")
         if isinstance(backbone, nn.Module):
@@ -242,8 +244,10 @@ class ImageDetector(Detector):
         return plain | {"learned": learned}
 
     def _restore(self, values: dict[str, Any]) -> None:
-        learned = values.pop("learned")
+        learned = values.pop("learned", None)
         super()._restore(values)
+        if learned is None:
+            return
         net = self._net()
         for name, array in learned.items():
             _set(net, name, torch.from_numpy(np.array(array)))

@@ -62,6 +62,7 @@ def page(
     kind: str = "",
     lead: str | Markup = "",
     facts: Iterable[tuple[str, str]] = (),
+    script: str = "",
 ) -> str:
     """Return a whole page.
 
@@ -75,6 +76,8 @@ def page(
         The result in a few sentences.
     facts : iterable of (str, str)
         Short labels and values under the lead.
+    script : str
+        A file in ``report/templates`` that the page needs beside its figures.
 
     Returns
     -------
@@ -93,6 +96,8 @@ def page(
     scripts = []
     if any('class="plot"' in section.body for section in sections):
         scripts = [_plotly(), _text("page.js")]
+    if script:
+        scripts.append(_text(script))
     return render(
         "page.html",
         title=title,
