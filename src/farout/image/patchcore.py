@@ -39,7 +39,8 @@ from farout.image.backbones import DEFAULT, Backbone
 __all__ = ["PatchCore", "greedy_coreset"]
 
 STRIDES = (8, 16)
-AT_ONCE = 4096  # patches of the bank that are compared together
+AT_ONCE = 4096  # patches among which some are chosen together
+COMPARED = 512  # patches of the bank that are compared together; more takes longer, to get the memory
 
 
 @paper(
@@ -130,7 +131,8 @@ class PatchCore(ImageDetector):
         self.random_state = random_state
 
     def _net(self) -> _Net:
-        if not 0 < self.coreset <= 1 or self.neighbours < 1 or self.blur < 0 or (self.projection or 1) < 1:
+        projection = 1 if self.projection is None else self.projection
+        if not 0 < self.coreset <= 1 or min(self.neighbours, projection) < 1 or self.blur < 0:
             raise BadInput(
                 "'coreset' is above 0 and up to 1, 'neighbours' and 'projection' are 1 at least and 'blur' 0, but they "
                 f"are {self.coreset}, {self.neighbours}, {self.projection} and {self.blur}"
@@ -178,25 +180,53 @@ def greedy_coreset(x: Tensor, count: int, start: int = 0, progress: Callable[[fl
     int64 Tensor (count,)
         No row twice, in the order in which they were chosen.
 
+    Raises
+    ------
+    BadInput
+        There are not so many rows.
+
     Examples
     --------
     >>> greedy_coreset(torch.tensor([[0.0], [1.0], [4.0], [9.0]]), 3)
     tensor([0, 3, 2])
     """
+    if not 0 < count <= len(x) or not 0 <= start < len(x):
+        raise BadInput(f"{count} rows from row {start} on cannot be chosen among {len(x)}")
     x = x - x.mean(0)  # shorter rows lose less to rounding
     squares = x.square().sum(1)
-    least = torch.full_like(squares, torch.inf)
-    chosen = torch.empty(count, dtype=torch.int64, device=x.device)
-    row = torch.tensor([start], device=x.device)
-    for done in range(count):
-        chosen[done] = row[0]
-        apart = torch.addmv(squares + squares[row], x, x[row][0], alpha=-2)
-        torch.minimum(least, apart, out=least)
-        least.index_fill_(0, row, -torch.inf)  # even where others lie at the same place
+    least = torch.full_like(squares, torch.inf)  # squared distance to the nearest chosen row
+    chosen = new = torch.tensor([start], device=x.device)
+    while True:
+        for rows, square, near in zip(*(one.split(AT_ONCE) for one in (x, squares, least))):
+            apart = torch.addmm(squares[new], rows, x[new].T, alpha=-2).amin(1) + square
+            torch.minimum(near, apart, out=near)
+        least[new] = -torch.inf  # even where others lie at the same place
+        if len(chosen) >= count:
+            return chosen
+        new = _next(x, squares, least, min(count - len(chosen), AT_ONCE // 16))
+        chosen = torch.cat([chosen, new])
+        if progress is not None:
+            progress(len(chosen) / count)
+
+
+def _next(x: Tensor, squares: Tensor, least: Tensor, most: int) -> Tensor:
+    """Choose rows as long as they are sure to be among the farthest ones of now.
+
+    Distances to what is chosen only shrink. So what is chosen among the farthest rows is what would be chosen among
+    all, until they come nearer than all others were at first; and only they are compared meanwhile.
+    """
+    far = least.topk(min(AT_ONCE, len(x))).indices.sort().values
+    bound = least.index_fill(0, far, -torch.inf).max()
+    x, squares, least = x[far], squares[far], least[far]
+    found = []
+    row = least.argmax(keepdim=True)
+    while True:
+        found.append(far[row])
+        torch.minimum(least, torch.addmv(squares + squares[row], x, x[row][0], alpha=-2), out=least)
+        least.index_fill_(0, row, -torch.inf)
         row = least.argmax(keepdim=True)
-        if progress is not None and done % 64 == 0:
-            progress(done / count)
-    return chosen
+        if len(found) >= most or least[row] <= bound:
+            return torch.cat(found)
 
 
 class _Net(nn.Module):
@@ -230,8 +260,8 @@ class _Net(nn.Module):
         """Return the places in the bank (N,) of the nearest neighbours of rows (N, D)."""
         centre = self.bank.mean(0)  # shorter rows lose less to rounding
         x, best, found = x - centre, None, None
-        for start in range(0, len(self.bank), AT_ONCE):
-            part = self.bank[start : start + AT_ONCE] - centre
+        for start in range(0, len(self.bank), COMPARED):
+            part = self.bank[start : start + COMPARED] - centre
             least, place = torch.addmm(part.square().sum(1), x, part.T, alpha=-2).min(1)
             if best is None or found is None:
                 best, found = least, place
