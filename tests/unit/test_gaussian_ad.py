@@ -98,7 +98,8 @@ def test_thresholds_alarm_at_the_rate_of_the_normal_distribution():
     rng = np.random.default_rng(0)
     colours = (128 + rng.normal(size=(3000, 3)) @ np.diag([20.0, 10.0, 5.0])).clip(0, 255).round().astype(np.uint8)
     images = np.broadcast_to(colours[:, None, None], (3000, 4, 4, 3))
-    fitted = detector(backbone=nn.Sequential(nn.Conv2d(3, 3, 1)), layers=["0"], size=4, batch_size=500)
+    net = nn.Sequential(nn.Conv2d(3, 3, 1))
+    fitted = detector(backbone=net, layers=["0"], size=4, batch_size=500, shrinkage=0.0)
     fitted.fit(images[:1500])
     assert fitted.threshold(1.0).shape == (1,)
     for sigmas in (1.0, 2.0):

@@ -38,8 +38,8 @@ def claim(budget: str, progress: Progress) -> Claim:
     note = (
         f"PaDiM above Gaussian-AD {verdict(above)}: mean image AUROC "
         + ", ".join(f"{name} {found.mean(name):.3f}" for name in kinds)
-        + f"; {FEW} channels lose at most {LOSS * 100:.0f} point {verdict(kept)}: images {-losses['auroc'] * 100:+.1f}, "
-        f"pixels {-losses['pixel_auroc'] * 100:+.1f}. Pixel AUROC "
+        + f"; {FEW} channels lose at most {LOSS * 100:.0f} point {verdict(kept)}: images "
+        f"{-losses['auroc'] * 100:+.1f}, pixels {-losses['pixel_auroc'] * 100:+.1f}. Pixel AUROC "
         + ", ".join(f"{name} {found.mean(name, 'pixel_auroc'):.3f}" for name in (OURS, WHOLE, PEER))
         + "."
     )

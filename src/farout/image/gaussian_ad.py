@@ -150,8 +150,8 @@ class GaussianAD(ImageDetector):
         ----------
         sigmas : float
             A depth alone would alarm for ``1 - erf(sigmas / sqrt(2))`` of the normal images: 0.27 % at 3. The paper
-            saw other rates than that. With fewer training images than channels it does not hold at all, and a warning
-            says so; take held-out images then (:class:`farout.Alarm`).
+            saw other rates, and shrinkage lowers them. With fewer training images than channels it does not hold at
+            all, and a warning says so; take held-out images instead (:class:`farout.Alarm`).
 
         Returns
         -------
