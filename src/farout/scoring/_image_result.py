@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import polars as pl
@@ -178,14 +179,14 @@ class ImageResult:
             write_table(self.frame(), path)
 
     def link(self, row: int, page: str | os.PathLike[str]) -> str:
-        """Return the path of an image's heat map from a page's folder; empty where there is none."""
+        """Return the address of an image's heat map as seen from a page; empty where there is none."""
         if self.folder is None or row not in self.written:
             return ""
         try:
             start = os.path.relpath(self.folder, Path(page).absolute().parent)
         except ValueError:  # on another drive
             start = str(self.folder)
-        return Path(start, self.written[row]).as_posix()
+        return quote(Path(start, self.written[row]).as_posix())
 
 
 def maps_beside(page: str | Path) -> Path:

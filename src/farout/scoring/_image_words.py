@@ -62,8 +62,8 @@ def sizes(shapes: Sequence[tuple[int, int]], size: int, learned: dict[str, Any] 
         if not 1 / OTHER < ratio < OTHER:
             here = (int(np.median(heights)), int(np.median(widths)))
             notes.append(
-                f"images are mostly of {_said(here)}, and those that were learned from of {_said(usual.tolist())}: details "
-                "have another size in them, which alone can make scores higher"
+                f"images are mostly of {_said(here)}, and those that were learned from of {_said(usual.tolist())}: "
+                "details have another size in them, which alone can make scores higher"
             )
     return notes
 

@@ -146,7 +146,9 @@ def fit_images(
     heat = None
     if peaks:
         peak = np.concatenate(peaks)
-        heat = heat_of(peak, float(np.quantile(peak, 1 - rate, method="higher")), float(np.median(middles)))
+        heat = heat_of(
+            peak, float(np.quantile(peak, 1 - rate, method="higher")), float(np.median(np.concatenate(middles)))
+        )
     notes += [note for note in batches.notes if note not in notes]
     notes += alike(alarm.calibration_scores_)
     notes += sizes(batches.shapes, made.size)
@@ -317,8 +319,8 @@ def _detector(method: Any, parameters: dict[str, Any] | None, seed: int, device:
     if isinstance(method, Detector):
         return clone(method).set_params(**(parameters or {}))
     card = find(method or DEFAULT)
-    if card.kind != "detector" or card.room != "image":
-        able = ", ".join(f"'{one.slug}'" for one in list_cards("image", "detector"))
+    if card.kind != "detector" or card.room != "image" or "image" not in card.takes:
+        able = ", ".join(f"'{one.slug}'" for one in list_cards("image", "detector") if "image" in one.takes)
         raise BadInput(f"'{card.slug}' does not score images ({card.room}, {card.kind}); methods that do: {able}")
     made = card.load()()
     known = made.get_params()
