@@ -68,7 +68,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module | OpenModel):
-            model = open_model(pretrained(model) if str(model) in pretrained_names() else _source(model))
+            with torch.random.fork_rng(devices=[]):  # weights are drawn before the stored ones take their place
+                model = open_model(pretrained(model) if str(model) in pretrained_names() else _source(model))
         pixels = getattr(model, "pixels", None)
         self.net: nn.Module = model if isinstance(model, nn.Module) else model.model
         if pixels is not None:
