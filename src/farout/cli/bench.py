@@ -18,6 +18,7 @@ SUITES = {
     "perplexity": ("model", "texts", "length", "windows"),
     "quantize": ("model", "texts", "length", "windows", "recipes", "schemes", "data", "samples"),
     "defects": ("methods", "sets", "budget", "device"),
+    "nova": ("files",),
     "openood": ("model", "methods", "sets", "train", "usual", "rows", "recode"),
 }
 NEEDED = ("perplexity", "quantize")  # suites without a model of their own
@@ -36,7 +37,10 @@ def bench(
     suite: Annotated[str, typer.Argument(help=f"{', '.join(list(SUITES)[:-1])} or {list(SUITES)[-1]}")],
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="mad_bench: result files and folders of them (default: graded tables)."),
+        typer.Argument(
+            help="mad_bench: result files and folders of them (default: graded tables). nova: folders with cases.csv "
+            "and answers.jsonl."
+        ),
     ] = None,
     methods: Annotated[
         str | None,
@@ -177,6 +181,8 @@ def bench(
     for name in given:
         if name not in SUITES[suite]:
             raise BadInput(f"'{suite}' takes no {_option(name)}; it takes {', '.join(map(_option, SUITES[suite]))}")
+    if suite == "nova" and not files:
+        raise BadInput("'nova' needs a folder with cases.csv and answers.jsonl")
     if suite in NEEDED and model is None:
         raise BadInput(f"'{suite}' needs --model, such as --model smollm2-135m")
     for name in LISTS:
