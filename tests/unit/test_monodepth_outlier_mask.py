@@ -348,17 +348,19 @@ def test_a_mirrored_scene_costs_the_same(scenes):
     torch.testing.assert_close(turned, plain, rtol=1e-3, atol=1e-5)
 
 
-def test_a_network_learns_depth_from_video(scenes):
-    net, loss = DepthNet(8, seed=0), OutlierMaskedLoss(least=1.0)
+def test_a_network_learns_depth_from_video():
+    still = triplets([drawn_drive(3, (H, W), oncoming=0, seed=5)])
+    net, loss = DepthNet(4, seed=0), OutlierMaskedLoss(least=1.0)
     state = torch.random.get_rng_state()
-    history = fit_depth(net, loss, tensors(scenes), epochs=15, batch_size=4, learning_rate=4e-3)
+    plain = {"mirrored": False, "coloured": False}
+    history = fit_depth(net, loss, tensors(still), epochs=25, learning_rate=3e-3, **plain)
     assert torch.equal(torch.random.get_rng_state(), state) and not net.training
-    assert history[-1]["photometric"] < 0.85 * history[0]["photometric"]
     assert set(history[0]) == {"photometric", "smoothness", "kept"} and 0.1 < history[-1]["kept"] < 0.8
+    assert history[-1]["photometric"] < 0.7 * history[0]["photometric"]
     with torch.no_grad():
-        depth = depth_of(net(torch.from_numpy(scenes.targets))[0], 1.0)[:, 0].numpy()
-    flat = depth_errors(np.full_like(depth, 10), scenes.depths)["all"]["abs_rel"]
-    assert depth_errors(depth, scenes.depths)["all"]["abs_rel"] < 0.9 * flat
+        depth = depth_of(net(torch.from_numpy(still.targets))[0], 1.0)[:, 0].numpy()
+    flat = depth_errors(np.ones_like(depth), still.depths)["all"]["abs_rel"]
+    assert depth_errors(depth, still.depths)["all"]["abs_rel"] < 0.7 * flat
 
 
 def test_training_is_set_by_its_seed_and_slows_down_at_the_end(scenes, monkeypatch):
