@@ -212,8 +212,8 @@ def test_no_sites_at_all_pass():
 
 def test_weights_are_drawn_at_he_scale():
     torch.manual_seed(0)
-    assert float(SubmanifoldConv(64, 64).weight.std()) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
-    assert float(StridedConv(64, 64).weight.std()) == pytest.approx(np.sqrt(2 / (4 * 64)), rel=0.02)
+    assert float(SubmanifoldConv(64, 64).weight.detach().std()) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
+    assert float(StridedConv(64, 64).weight.detach().std()) == pytest.approx(np.sqrt(2 / (4 * 64)), rel=0.02)
 
 
 @pytest.mark.parametrize("place", [-1, LARGEST])

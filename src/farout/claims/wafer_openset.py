@@ -16,7 +16,7 @@ THRESHOLD = (
 )
 THIN = "Scratch"
 SIZES = {
-    "small": lab.Size(14, 8, 4, 16, (6, 8, 12, 16, 16, 16), (12, 16, 16, 22), "cpu"),
+    "small": lab.Size(14, 6, 3, 16, (6, 8, 12, 16, 16, 16), (12, 16, 16, 22), "cpu"),
     "full": lab.Size(300, 100, 30, 64, (16, 32, 48, 64, 64, 64), (32, 64, 72, 84)),
 }
 
@@ -51,7 +51,7 @@ def claim(budget: str, progress: Progress) -> Claim:
         f"sparse network, {real['dense', lab.MIXTURE]:.3f} and {real['dense', lab.SOFTMAX]:.3f} on the dense one."
     )
     return Claim(
-        paper="Wafer open-set",
+        paper="Wafer OpenSet",
         published="on private maps: a sparse network better than dense ones on bins, and a Gaussian mixture better "
         "than other open-set methods; the abstract has no number",
         measure="AUROC, known drawn wafers against Donut and Scratch, sparse network",

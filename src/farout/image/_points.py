@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from farout.errors import BadInput
 
 
 class Points:
@@ -94,3 +97,74 @@ class Points:
         inside = ((places >= 0) & (places < side)).all(1)
         places, sample = places[inside], sample[inside]
         return Points(places[sample.argsort(stable=True)], torch.bincount(sample, minlength=maps))
+
+
+def read_maps(X: Any, side: int) -> list[np.ndarray]:
+    """Check lists of places, and name each place once.
+
+    Parameters
+    ----------
+    X : iterable of int array (n_i, 2)
+    side : int
+        Places go from 0 to ``side - 1``.
+
+    Returns
+    -------
+    list of int64 array (m_i, 2)
+        Sorted.
+
+    Raises
+    ------
+    BadInput
+
+    Examples
+    --------
+    >>> [one.tolist() for one in read_maps([[[3, 1], [0, 2], [3, 1]], []], side=4)]
+    [[[0, 2], [3, 1]], []]
+    """
+    maps = []
+    for at, one in enumerate(X):
+        places = np.asarray(one)
+        if places.size == 0:
+            places = np.empty((0, 2), np.int64)
+        if places.ndim != 2 or places.shape[1] != 2 or places.dtype.kind not in "iu":
+            raise BadInput(
+                f"map {at} is an array {places.shape} of {places.dtype}; a map is an array (n, 2) of whole numbers, "
+                "the places of its defects"
+            )
+        if len(places) and not (places.min() >= 0 and places.max() < side):
+            raise BadInput(
+                f"the places of map {at} go from {places.min()} to {places.max()}, and the plane from 0 to {side - 1}; "
+                "scale them, or set side"
+            )
+        maps.append(np.unique(places.astype(np.int64), axis=0))
+    return maps
+
+
+def read_labels(y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes, sorted, and the place of each of n labels among them.
+
+    Raises
+    ------
+    BadInput
+        There is no word or whole number for each map, there are fewer than two classes, or one is below 0.
+
+    Examples
+    --------
+    >>> classes, codes = read_labels(["b", "a", "b"], 3)
+    >>> classes.tolist(), codes.tolist()
+    (['a', 'b'], [1, 0, 1])
+    """
+    if y is None:
+        raise BadInput("open-set recognition learns known classes: fit(X, y) takes the class of each map")
+    labels = np.asarray(y)
+    if labels.dtype.kind == "O":
+        labels = labels.astype(str)
+    if labels.shape != (n,) or labels.dtype.kind not in "iuUS":
+        raise BadInput(f"y is {labels.shape} of {labels.dtype}; give a word or whole number for each of {n} maps")
+    classes, codes = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise BadInput(f"the classes are {classes.tolist()}; a network tells two apart at least")
+    if classes.dtype.kind == "i" and classes[0] < 0:
+        raise BadInput(f"a class is called {classes[0]}, and -1 says 'novel'; number them from 0")
+    return classes, codes

@@ -40,7 +40,7 @@ from farout.cards import paper
 from farout.contract import Detector
 from farout.errors import BadInput
 from farout.image._class_mixture import ClassMixture
-from farout.image._points import Points
+from farout.image._points import Points, read_labels, read_maps
 from farout.image._sparse import LARGEST
 from farout.image._wafer_nets import BinnedNet, SparseNet
 from farout.kit.fitting import fit
@@ -53,7 +53,7 @@ LEAST = 3  # maps of a class with a defect
 
 
 @paper(
-    "Wafer open-set",
+    "Wafer OpenSet",
     title="Deep Open-Set Recognition for Silicon Wafer Production Monitoring",
     authors="Frittoli, Carrera, Rossi, Fragneto, Boracchi",
     year=2022,
@@ -199,8 +199,8 @@ class WaferOpenSet(Detector):
             for the rate.
         """
         self._check_parameters()
-        maps = self._read(X)
-        self.classes_, codes = self._labels(y, len(maps))
+        maps = read_maps(X, self.side)
+        self.classes_, codes = read_labels(y, len(maps))
         learned, judged = self._split(maps, codes)
         device = device_named(self.device)
         points = Points.of([maps[i] for i in learned], device)
@@ -254,7 +254,7 @@ class WaferOpenSet(Detector):
         float64 array (n,)
         """
         self._check_fitted()
-        return self._scores(self._read(X))
+        return self._scores(read_maps(X, self.side))
 
     def latent(self, X: Any) -> np.ndarray:
         """Return what the head reads of each map: 0 where there is no defect.
@@ -264,7 +264,7 @@ class WaferOpenSet(Detector):
         float64 array (n, d)
         """
         self._check_fitted()
-        return self._latent(self._read(X))
+        return self._latent(read_maps(X, self.side))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the softmax over the known classes.
@@ -275,7 +275,7 @@ class WaferOpenSet(Detector):
             In the order of ``classes_``; a map without a defect has 1 for ``normal`` where that is known.
         """
         self._check_fitted()
-        maps = self._read(X)
+        maps = read_maps(X, self.side)
         logits = self.net_.head(torch.from_numpy(self._latent(maps)).to(self.net_.head[1].weight))
         found = logits.double().softmax(1).cpu().numpy()
         found[self._clean(maps)] = self.classes_ == self.normal
@@ -325,40 +325,6 @@ class WaferOpenSet(Detector):
     def _clean(self, maps: list[np.ndarray]) -> np.ndarray:
         """Which maps hold no defect, where there is a class for them."""
         return np.array([not len(one) for one in maps], bool) & bool(np.any(self.classes_ == self.normal))
-
-    def _read(self, X: Any) -> list[np.ndarray]:
-        maps = []
-        for at, one in enumerate(X):
-            places = np.asarray(one)
-            if places.size == 0:
-                places = np.empty((0, 2), np.int64)
-            if places.ndim != 2 or places.shape[1] != 2 or places.dtype.kind not in "iu":
-                raise BadInput(
-                    f"map {at} is an array {places.shape} of {places.dtype}; a map is an array (n, 2) of whole "
-                    "numbers, the places of its defects"
-                )
-            if len(places) and not (places.min() >= 0 and places.max() < self.side):
-                raise BadInput(
-                    f"the places of map {at} go from {places.min()} to {places.max()}, and the plane from 0 to "
-                    f"{self.side - 1}; scale them, or set side"
-                )
-            maps.append(np.unique(places.astype(np.int64), axis=0))
-        return maps
-
-    def _labels(self, y: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-        if y is None:
-            raise BadInput("open-set recognition learns known classes: fit(X, y) takes the class of each map")
-        labels = np.asarray(y)
-        if labels.dtype.kind == "O":
-            labels = labels.astype(str)
-        if labels.shape != (n,) or labels.dtype.kind not in "iuUS":
-            raise BadInput(f"y is {labels.shape} of {labels.dtype}; give a word or whole number for each of {n} maps")
-        classes, codes = np.unique(labels, return_inverse=True)
-        if len(classes) < 2:
-            raise BadInput(f"there is one class, '{classes[0]}', or none; a network tells two apart at least")
-        if classes.dtype.kind == "i" and classes[0] < 0:
-            raise BadInput(f"a class is called {classes[0]}, and -1 says 'novel'; number them from 0")
-        return classes, codes
 
     def _split(self, maps: list[np.ndarray], codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draw of each class which maps are learned from and which set the threshold; empty ones teach nothing."""
