@@ -59,7 +59,7 @@ def captured(work: Callable[[], object]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
-        graph.kept = work()  # type: ignore[attr-defined]
+        graph.kept = work, work()  # type: ignore[attr-defined]  # what is read must stay where it is
     return graph.replay
 
 

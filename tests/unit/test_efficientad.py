@@ -297,6 +297,14 @@ def test_one_of_three_properties_changes():
     assert float(jittered(torch.ones(20, 3, 2, 2), torch.Generator().manual_seed(1)).max()) <= 1
 
 
+def test_some_images_turn_grey():
+    x = drawn(400, 3, 2, 2)
+    found = teachers.greyed(x, 0.3, torch.Generator().manual_seed(0))
+    luma = (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]).expand_as(x)
+    grey, same = (torch.isclose(found, other, atol=1e-6).flatten(1).all(1) for other in (luma, x))
+    assert bool((grey ^ same).all()) and 80 < int(grey.sum()) < 160
+
+
 class Watched:
     """What `_train` gives the losses, in place of these."""
 
@@ -381,12 +389,16 @@ def test_batches_and_no_penalty(watched, teacher_file):
 
 
 def test_few_images_are_joined_by_copies(watched, teacher_file, monkeypatch):
-    counts = []
-    seen = efficientad.start_and_spread
+    counts, modes = [], []
+    seen, raw = efficientad.start_and_spread, EfficientADNet.raw_maps
+    monkeypatch.setattr(
+        EfficientADNet, "raw_maps", lambda net, x: modes.append(net.autoencoder.training) or raw(net, x)
+    )
     monkeypatch.setattr(efficientad, "start_and_spread", lambda maps: counts.append(maps.shape[1]) or seen(maps))
     EfficientAD(teacher=teacher_file, steps=1, size=SIZE).fit(coarse(5))
     EfficientAD(teacher=teacher_file, steps=1, size=SIZE).fit(coarse(30))
     assert counts == [2 * 5 * 64, 3 * 64]  # two images with four copies each; a tenth of 30
+    assert not any(modes)  # dropout is off
 
 
 def test_training_teaches(teacher_file):
@@ -535,10 +547,14 @@ def test_targets_are_patch_features_in_384_directions():
 
 def test_a_teacher_learns_its_targets_and_is_found_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    images, shares = coarse(4), []
+    images, shares, chances, rates = coarse(4), [], [], []
+    greyed, adam = teachers.greyed, teachers.adam
+    monkeypatch.setattr(teachers, "greyed", lambda x, chance, rng: chances.append(chance) or greyed(x, chance, rng))
+    monkeypatch.setattr(teachers, "adam", lambda w, *settings: rates.append(settings[:2]) or adam(w, *settings))
     settings = {"backbone": small_backbone(), "steps": 6, "batch_size": 2, "size": SIZE}
     path = distil(images, progress=shares.append, **settings)
     assert path.parent == tmp_path / "farout" / "teachers" and shares == [1.0]
+    assert chances == [0.1] * (2 * 2 + 6) and rates == [(1e-4, 1e-5)]
     other = distil(images, **settings | {"steps": 1})
     targets = teachers.Targets(settings["backbone"], SIZE // 4, torch.Generator().manual_seed(0))
     targets.normalise_over(images, 2, torch.Generator().manual_seed(0))

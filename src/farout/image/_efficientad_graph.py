@@ -38,6 +38,7 @@ class Joined(nn.Module):
     mean: Tensor
     deviation: Tensor
 
+    @torch.no_grad()
     def __init__(self, net: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.size, self.dtype = net.size, dtype

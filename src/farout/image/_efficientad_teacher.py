@@ -21,7 +21,7 @@ from farout.errors import BadInput, MissingExtra
 from farout.image._detector import pixels
 from farout.image._efficientad_net import CHANNELS, DEVIATION, MEAN, patch_network
 from farout.image._patches import patches
-from farout.image._steps import REPORTS, Steps, adam, check_finite, fast_convolutions, quick
+from farout.image._steps import REPORTS, Steps, adam, check_finite, fast_convolutions, on, quick
 from farout.image.backbones import DEFAULT, Backbone
 from farout.io.files import writing
 from farout.io.image_batches import Batches
@@ -163,14 +163,14 @@ def channel_moments(outputs: Callable[[], Any]) -> tuple[Tensor, Tensor]:
 
 def greyed(x_BCHW: Tensor, chance: float, generator: torch.Generator) -> Tensor:
     """Turn each image grey with a chance."""
-    chosen = (torch.rand(len(x_BCHW), 1, 1, 1, generator=generator) < chance).to(x_BCHW.device)
+    chosen = on(torch.rand(len(x_BCHW), 1, 1, 1, generator=generator) < chance, x_BCHW.device)
     return torch.where(chosen, grey(x_BCHW), x_BCHW)
 
 
 def grey(x_BCHW: Tensor) -> Tensor:
     """Return the luma (B, 1, H, W)."""
-    weight = torch.tensor(GREY, device=x_BCHW.device, dtype=x_BCHW.dtype)
-    return (x_BCHW * weight.view(3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = x_BCHW.split(1, 1)  # a tensor of weights would make the GPU wait for the host
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
 def _imitate(
@@ -202,7 +202,7 @@ def _imitate(
     with fast_convolutions(place):
         take = Steps(step, place)
         for done in range(1, steps + 1):
-            x_BCHW.copy_(greyed(pixels(next(cycle)[0].to(place)), 0.1, generator))
+            x_BCHW.copy_(greyed(pixels(on(next(cycle)[0], place)), 0.1, generator))
             take()
             if done % REPORTS == 0 or done == steps:
                 check_finite({"imitation": float(last)}, done)

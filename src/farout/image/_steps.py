@@ -6,11 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from farout.errors import BadInput
 
 WARM = 3  # steps before a capture, in which libraries choose their ways
 REPORTS = 100  # steps between two looks at the loss
+
+
+def on(x: Tensor, place: torch.device) -> Tensor:
+    """Bring a tensor to a device without waiting for what the device is at."""
+    return x.to(place, non_blocking=True)
 
 
 class Steps:

@@ -42,7 +42,7 @@ from farout.image._detector import ImageDetector, Progress, pixels
 from farout.image._efficientad_graph import Replay
 from farout.image._efficientad_net import EfficientADNet, losses, normalise
 from farout.image._efficientad_teacher import LAYERS, channel_moments, distil, grey, greyed, load_teacher
-from farout.image._steps import REPORTS, Steps, adam, check_finite, fast_convolutions, quick
+from farout.image._steps import REPORTS, Steps, adam, check_finite, fast_convolutions, on, quick
 from farout.image.backbones import DEFAULT
 from farout.io.image_batches import Batches
 from farout.kit.fitting import Cycle
@@ -275,10 +275,10 @@ class EfficientAD(ImageDetector):
                     for group in optimizer.param_groups:
                         group["lr"] *= 0.1
                     take = Steps(step, place)  # the rate is a part of what was captured
-                x.copy_(pixels(next(cycle)[0].to(place)))
+                x.copy_(pixels(on(next(cycle)[0], place)))
                 changed.copy_(jittered(x, generator))
                 if penalty is not None and others is not None:
-                    penalty.copy_(greyed(pixels(next(others)[0].to(place)), 0.3, generator))
+                    penalty.copy_(greyed(pixels(on(next(others)[0], place)), 0.3, generator))
                 take()
                 if done % REPORTS == 0 or done == self.steps:
                     self.history_.append(dict(zip(names, last.tolist())))
@@ -314,8 +314,8 @@ def jittered(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     True
     """
     n = len(x_BCHW)
-    which = torch.randint(3, (n, 1, 1, 1), generator=generator).to(x_BCHW.device)
-    factor = (0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=generator)).to(x_BCHW)
+    which = on(torch.randint(3, (n, 1, 1, 1), generator=generator), x_BCHW.device)
+    factor = on(0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=generator), x_BCHW.device)
     luma = grey(x_BCHW)
     other = torch.where(which == 1, luma.mean((2, 3), keepdim=True), torch.where(which == 2, luma, 0))
     return (factor * x_BCHW + (1 - factor) * other).clamp(0, 1)
