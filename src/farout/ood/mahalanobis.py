@@ -136,11 +136,7 @@ class Mahalanobis(Score):
 
     def distances(self, views: Views) -> dict[str, Tensor]:
         """Return squared distances (n, C) to each class, by layer."""
-        layers = self._layers(views)
-        means = self._fitted("means_")
-        if set(layers) != set(means):
-            raise BadInput(f"it was fitted to the layers {list(means)}, and the views hold {list(layers)}")
-        return {name: squared_distances(layers[name], means[name], self.whitening_[name]) for name in means}
+        return {name: self._distance(name, views) for name in self._fitted("means_")}
 
     def layer_scores(self, views: Views, moved: Sequence[Views] = ()) -> Tensor:
         """Return the z-score (n, layers) of each layer's distance to its nearest class."""
@@ -212,7 +208,14 @@ class Mahalanobis(Score):
         return self
 
     def _nearest(self, name: str, views: Views) -> Tensor:
-        return self.distances(views)[name].amin(1)
+        return self._distance(name, views).amin(1)
+
+    def _distance(self, name: str, views: Views) -> Tensor:
+        """Return the squared distances (n, C) of one layer to each class."""
+        layers, means = self._layers(views), self._fitted("means_")
+        if set(layers) != set(means):
+            raise BadInput(f"it was fitted to the layers {list(means)}, and the views hold {list(layers)}")
+        return squared_distances(layers[name], means[name], self.whitening_[name])
 
     def _layers(self, views: Views) -> dict[str, Tensor]:
         if self.where == "features":
