@@ -19,7 +19,7 @@ import numpy as np
 from farout.data._find import find
 from farout.errors import BadInput, UnknownName
 
-__all__ = ["DefectSet", "defect_folder", "defect_set", "defect_set_names"]
+__all__ = ["DefectSet", "defect_folder", "defect_set", "defect_set_names", "image_files"]
 
 NAMES = ("magnetic_tile", "cookie", "deep_pcb", "solar_mono", "brain_mri")
 NORMAL = ("good", "normal", "ok")
@@ -129,10 +129,10 @@ def defect_set(source: str | Path) -> DefectSet:
         raise UnknownName("set of defects, or folder", str(source), NAMES)
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         normal = next((folder / "train" / name for name in NORMAL if (folder / "train" / name).is_dir()), None)
-        train = _images(normal or folder / "train")
-        test = {path.name: _images(path) for path in sorted((folder / "test").iterdir()) if path.is_dir()}
+        train = image_files(normal or folder / "train")
+        test = {path.name: image_files(path) for path in sorted((folder / "test").iterdir()) if path.is_dir()}
     else:
-        parts = {path.name: _images(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+        parts = {path.name: image_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
         usual = next((parts[name] for name in NORMAL if name in parts), [])
         if not usual or len(parts) < 2:
             seen = ", ".join(f"'{name}'" for name in parts) or "no folder"
@@ -182,7 +182,8 @@ def defect_folder(name: str) -> Path:
     return folder / name
 
 
-def _images(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """List the images in a folder and below it, in order."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
 
 
