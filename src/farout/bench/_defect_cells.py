@@ -62,7 +62,7 @@ class Images:
             return list(range(len(self.found.test)))
         normal = places.pop("good", [])
         defective = _equal_shares(list(places.values()), max(self.most // 2, self.most - len(normal)))
-        return sorted(_spread(normal, self.most - len(defective)) + defective)
+        return sorted([normal[i] for i in spread(len(normal), self.most - len(defective))] + defective)
 
     @cached_property
     def masks(self) -> dict[int, np.ndarray]:
@@ -167,15 +167,19 @@ def _equal_shares(groups: list[list[int]], most: int) -> list[int]:
     """Take at most so many, as equally as the groups' sizes let."""
     taken: list[int] = []
     for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=len)):
-        taken += _spread(group, -(-(most - len(taken)) // left))
+        taken += [group[i] for i in spread(len(group), -(-(most - len(taken)) // left))]
     return taken
 
 
-def _spread(group: list[int], most: int) -> list[int]:
-    """Take at most so many, evenly spread over the group."""
-    if len(group) <= most:
-        return list(group)
-    return [group[i] for i in (np.arange(most) * len(group) / most).astype(int)]
+def spread(n: int, most: int | None) -> np.ndarray:
+    """Return at most so many places of ``n``, evenly spread.
+
+    Examples
+    --------
+    >>> spread(10, 4), spread(3, None)
+    (array([0, 2, 5, 7]), array([0, 1, 2]))
+    """
+    return np.arange(n) if most is None or n <= most else (np.arange(most) * n / most).astype(int)
 
 
 def kept(folder: Path | None, file: str | None) -> dict[str, Any] | None:

@@ -58,6 +58,7 @@ def write_page(
         pl.format("{} {}", "subset", pl.col("seed").cast(pl.String).fill_null("")).alias("subset, seed"),
         "samples",
         *(pl.col(c) * 100 for c in ("auroc_all", "tau_b", "c_index", "anomalous_tau_b", "anomalous_c_index")),
+        pl.col("rises_to").alias("rises to level"),
         pl.col("as_published").cast(pl.String).fill_null("-"),
     )
     sections.append(

@@ -11,6 +11,7 @@ Source: Cao et al., Are Anomaly Scores Telling the Whole Story? A Benchmark for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -124,6 +125,37 @@ def multilevel_report(severity: ArrayLike, score: ArrayLike, *, round_up: bool =
         everything=_order(level, value),
         anomalous=_order(level[high], value[high]),
     )
+
+
+def rises_to(severity: ArrayLike, score: ArrayLike, least: float = 0.6) -> float:
+    """Return the highest level that a score tells from the one below: from there on it is saturated.
+
+    Parameters
+    ----------
+    severity, score : array (n,)
+        As of :func:`multilevel_report`.
+    least : float
+        AUROC of a level against the next lower one.
+
+    Returns
+    -------
+    float
+        0 where no level is told from the one below.
+
+    Raises
+    ------
+    BadInput
+        As of :func:`multilevel_report`.
+
+    Examples
+    --------
+    >>> rises_to([0, 0, 1, 1, 2, 2], [1, 2, 5, 6, 5, 6])
+    1.0
+    """
+    level, value = _checked(severity, score)
+    levels = np.unique(level)
+    told = [b for a, b in pairwise(levels.tolist()) if _auroc(level == a, level == b, value) >= least]
+    return max(told, default=0.0)
 
 
 def count_pairs(level: ArrayLike, score: ArrayLike) -> Pairs:

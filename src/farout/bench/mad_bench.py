@@ -16,8 +16,10 @@ Differences from the paper and the official code:
   0, "surely normal": ``refused="zero"``.
 - Half levels are rounded up for all numbers, as the official code does; ``round_up=False`` keeps them.
 - The official code prints each file's numbers; means over a domain's subsets are taken here, of rounded percents.
-- Images and models of images are not here yet. The graded tables are ours (:mod:`farout.bench._mad_bench_tables` says
-  what their levels mean).
+- The benchmark's images may not be passed on; folders of graded images are scored with detectors of the catalogue
+  (:mod:`farout.bench.image_levels`). The graded tables are ours (:mod:`farout.bench._mad_bench_tables` says what their
+  levels mean).
+- The highest level that a score tells from the one below, from where on it is saturated, is not in the paper.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from farout.bench import _mad_bench_tables as tables
 from farout.bench._mad_bench_files import Scored, published_counts, read_scored, result_files
 from farout.bench._mad_bench_page import domain_rows, write_page
 from farout.bench._tables import as_text
-from farout.bench.levels import LevelReport, multilevel_report
+from farout.bench.levels import LevelReport, multilevel_report, rises_to
 from farout.bench.suites import Progress
 from farout.cards import find, list_cards, paper
 from farout.errors import BadInput, FaroutError, UnknownName
@@ -75,7 +77,8 @@ REFUSED = ("left_out", "zero")
     claim="A good binary detector need not order anomalies by severity: AUROC of normal against anomalous says little "
     "about Kendall's tau-b and the C-index over levels.",
     differs="Order is also measured among the anomalous samples alone, with the largest possible tau-b beside it; "
-    "refused samples are counted, not scored 0. Reads result files of the images; scores graded tables of our own.",
+    "refused samples are counted, not scored 0. Reads result files of the images; scores folders of graded images, and "
+    "graded tables of our own.",
     kind="benchmark",
 )
 def main(
@@ -85,9 +88,11 @@ def main(
     budget: str = "small",
     out: str | Path = "out/mad_bench",
     *,
+    images: Iterable[str | Path] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     round_up: bool = True,
     refused: str = "left_out",
+    device: str = "auto",
     n_jobs: int | None = None,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
@@ -99,7 +104,7 @@ def main(
         Result files of the benchmark, ``<model>_<domain>_<subset>.csv`` with columns of path, severity and anomaly
         score, and folders of them. Where files are given, graded tables are run only if methods or sets are named too.
     methods : iterable of str, optional
-        Names of the catalogue; by default the detectors of tables that need no extra.
+        Names of the catalogue; by default the detectors of tables that need no extra, or all detectors of images.
     sets : iterable of str, optional
         Graded tables: ``nsl_kdd/agreement``, ``nsl_kdd/harm``, ``defect/NAME`` for a set of ADBench. By default those
         of the budget.
@@ -108,14 +113,18 @@ def main(
     out : path
         A folder: ``mad_bench.parquet`` and ``mad_bench.csv`` (a row for each model, subset and seed, as fractions),
         ``domains.csv`` (percents with two decimals, averaged over subsets), ``settings.json`` and ``page.html``.
+    images : iterable of str or path, optional
+        Graded images: what :func:`farout.bench.image_levels.graded_images` takes. Graded tables are then not run.
     seeds : sequence of int
         For what is drawn, by a graded table and by a detector with a ``random_state``.
     round_up : bool
         Whether half levels count as the next whole one.
     refused : {"left_out", "zero"}
         What becomes of a sample without a score; their number stands in ``refusals`` in either case.
+    device : str
+        For detectors of images; ``"auto"`` is the first GPU where there is one.
     n_jobs : int, optional
-        Processes, as in joblib.
+        Processes, as in joblib; not for images.
     progress : callable, optional
 
     Returns
@@ -123,7 +132,8 @@ def main(
     polars.DataFrame
         What ``mad_bench.parquet`` holds: ``model``, ``domain``, ``subset``, ``seed``; ``samples``, ``normal``,
         ``levels``, ``refusals``; ``auroc_1`` and so on (level 0 against each level), ``auroc_all``; ``tau_b``,
-        ``tau_b_max``, ``c_index`` over all samples and ``anomalous_...`` over those above level 0;
+        ``tau_b_max``, ``c_index`` over all samples and ``anomalous_...`` over those above level 0; ``rises_to``, the
+        highest level that is told from the one below;
         ``as_published``, whether the numbers of samples are those of the paper (null where it has none), and ``notes``,
         what is wrong with the subset.
 
@@ -142,7 +152,15 @@ def main(
     work: Iterator[Scored] = iter(())
     if files is not None:
         work = _read(result_files(files), problems)
-    if files is None or methods is not None or sets is not None:
+    if images is not None:
+        if sets is not None:
+            raise BadInput("graded tables and images take different methods; run them one after the other")
+        from farout.bench.image_levels import scored_images
+
+        work = chain(
+            work, scored_images(images, methods, seeds, budget, device=device, problems=problems, progress=progress)
+        )
+    elif files is None or methods is not None or sets is not None:
         chosen = _chosen(BUDGETS[budget] if sets is None else sets)
         names = [find(name).slug for name in methods or _defaults()]
         work = chain(work, _run(chosen, names, seeds, ROWS[budget], n_jobs, problems, progress))
@@ -241,6 +259,7 @@ def measured(
         **{f"auroc_{level:g}": value for level, value in report.auroc.items()},
         "auroc_all": report.auroc_all,
         **_orders(report),
+        "rises_to": rises_to(np.ceil(severity) if round_up else severity, score),
         "as_published": None if expected is None else found == expected,
         "notes": "; ".join(notes) or None,
     }

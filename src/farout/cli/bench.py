@@ -14,7 +14,7 @@ TABLES = ("methods", "sets", "budget", "jobs")
 SUITES = {
     "adbench": (*TABLES, "protocol"),
     "macrodata": (*TABLES, "protocol"),
-    "mad_bench": (*TABLES, "files"),
+    "mad_bench": (*TABLES, "files", "images", "device"),
     "perplexity": ("model", "texts", "length", "windows"),
     "quantize": ("model", "texts", "length", "windows", "recipes", "schemes", "data", "samples"),
     "defects": ("methods", "sets", "budget", "device"),
@@ -22,10 +22,10 @@ SUITES = {
     "openood": ("model", "methods", "sets", "train", "usual", "rows", "recode"),
 }
 NEEDED = ("perplexity", "quantize")  # suites without a model of their own
-LISTS = ("methods", "sets", "texts", "recipes", "schemes")  # separated by commas
+LISTS = ("methods", "sets", "images", "texts", "recipes", "schemes")  # separated by commas
 OF_TABLES, OF_MODELS = "Options of adbench, macrodata and mad_bench", "Options of perplexity and quantize"
 OF_QUANTIZE, OF_OPENOOD = "Options of quantize", "Options of openood (which also takes --methods, --sets, --model)"
-OF_IMAGES = "Options of defects (which also takes --methods, --sets, --budget)"
+OF_IMAGES = "Options of defects and of mad_bench for images (with --methods, --budget)"
 
 
 def add(app: typer.Typer) -> None:
@@ -142,6 +142,14 @@ def bench(
         bool | None,
         typer.Option(help="Store all images as CIFAR-10 is stored (default).", rich_help_panel=OF_OPENOOD),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="mad_bench: graded images, separated by commas: folders of level_0, level_1 and so on, solar_mono, or "
+            "painted/magnetic_tile.",
+            rich_help_panel=OF_IMAGES,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda or auto (default: auto).", rich_help_panel=OF_IMAGES),
@@ -176,6 +184,7 @@ def bench(
         "rows": rows,
         "recode": recode,
         "device": device,
+        "images": images,
     }
     given = {name: value for name, value in every.items() if value is not None and value != []}
     for name in given:
