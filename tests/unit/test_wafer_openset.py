@@ -114,7 +114,11 @@ def test_moves_follow_from_the_seed():
 
 def nets():
     torch.manual_seed(0)
-    return [SparseNet(2, (4, 6, 8), 3).eval(), BinnedNet(256, 32, (4, 6, 8), 3).eval()]
+    found = [SparseNet(2, (4, 6, 8), 3).eval(), BinnedNet(256, 32, (4, 6, 8), 3).eval()]
+    for name, weight in [pair for net in found for pair in net.named_parameters()]:
+        if weight.ndim == 1 and "head" not in name:
+            torch.nn.init.uniform_(weight, 0.1, 1)  # of norms, so that zeros do not stay zeros
+    return found
 
 
 @pytest.mark.parametrize("net", nets(), ids=["sparse", "binned"])
@@ -334,6 +338,7 @@ def test_the_mixture_is_fitted_on_augmented_views():
     expected = ClassMixture.fit(latent, codes[learned])
     np.testing.assert_allclose(detector.mixture_.surprise(latent), expected.surprise(latent), rtol=1e-5)
     moved_too = WaferOpenSet(**settings | still | {"drop": 0.5}, views=1).fit(maps, kinds)
+    assert moved_too.history_ != detector.history_  # the network learned from views too
     latent = moved_too.latent([maps[i] for i in learned])
     assert not np.allclose(moved_too.mixture_.origin, latent.mean(0), rtol=1e-4)
 
