@@ -486,15 +486,19 @@ def test_where_it_is_hottest():
 
 def test_colour_begins_where_normal_images_end():
     heat = _heat.heat_of(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), 5.0, 0.5)
-    assert heat == (3.0, 7.0)
-    colours = _heat.tinted(np.array([[0.0, 3.0, 5.0, 7.0, 99.0]]), heat)[0]
+    assert heat == (3.0, 5.0)
+    strong = _heat.strength(np.array([[0.0, 3.0, 5.0, 9.0, 1e9]]), heat)[0]
+    np.testing.assert_allclose(strong, [0, 0, 0.5, 0.75, 1])
+    colours = _heat.tinted(strong)
     assert colours[:, 3].tolist()[:2] == [0, 0] and (np.diff(colours[:, 3].astype(int)) >= 0).all()
-    assert colours[3].tolist() == colours[4].tolist() and colours[3, 0] == 255
+    assert colours[4].tolist() == [255, 226, 90, 191]
     assert _heat.heat_png(np.zeros((4, 4)), heat, 64) == ""
     low, high = _heat.heat_of(np.zeros(4), 0.0, 0.0)
     assert low == 0 < high
-    picture = Image.open(io.BytesIO(base64.b64decode(_heat.heat_png(np.eye(300) * 9, heat, 64).split(",")[1])))
+    picture = Image.open(io.BytesIO(base64.b64decode(_heat.heat_png(np.eye(300) * 900, heat, 64).split(",")[1])))
     assert picture.size == (64, 64)
+    seen = np.asarray(picture.convert("RGBA"))
+    assert (seen[0, 63] == [122, 4, 110, 0]).all() and seen[5, 5, 3] > 100
 
 
 def test_tables_and_their_formats(tmp_path, alarm):

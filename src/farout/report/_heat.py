@@ -10,16 +10,16 @@ import numpy as np
 
 from farout.io._image import read_image
 
-Heat = tuple[float, float]  # the values at which colour begins, and is full
+Heat = tuple[float, float]  # the values at which colour begins, and is half strong
 STOPS = np.array([[122, 4, 110], [214, 30, 60], [255, 122, 40], [255, 226, 90]], float)  # from faint to hot
-OPAQUE = 0.78  # of full colour, so that the image stays visible
-BOX = np.array([255, 255, 255])
+OPAQUE = 0.75  # of full colour, so that the image stays visible
+LEVELS = 96  # of colour in a page
 
 
 def heat_of(peaks: np.ndarray, line: float, middle: float) -> Heat:
-    """Choose where colour begins and is full, by maps of normal images.
+    """Choose where colour begins and is half strong, by maps of normal images.
 
-    It begins at the hottest pixel of a middling normal image, and is half full at the line, which few normal images
+    It begins at the hottest pixel of a middling normal image, and is half strong at the line, which few normal images
     reach; so normal images stay bare, and defects glow.
 
     Parameters
@@ -34,10 +34,10 @@ def heat_of(peaks: np.ndarray, line: float, middle: float) -> Heat:
     Examples
     --------
     >>> heat_of(np.array([1.0, 2.0, 3.0]), 3.0, 0.5)
-    (2.0, 4.0)
+    (2.0, 3.0)
     """
     low = float(np.median(peaks))
-    span = max(2 * (line - low), low - middle, 1e-6 * abs(low), 1e-12)
+    span = max(line - low, (low - middle) / 2, 1e-6 * abs(low), 1e-12)
     return low, low + span
 
 
@@ -78,15 +78,26 @@ def hottest(map_HW: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, 
     )
 
 
-def tinted(map_HW: np.ndarray, heat: Heat) -> np.ndarray:
-    """Colour a map: bytes (H, W, 4) of red, green, blue and how opaque."""
-    strength = np.clip((map_HW - heat[0]) / (heat[1] - heat[0]), 0, 1)
-    at = strength * (len(STOPS) - 1)
+def strength(map_HW: np.ndarray, heat: Heat) -> np.ndarray:
+    """Return how strong the colour of each pixel is, from 0 to 1, which no pixel reaches, so that peaks keep a form.
+
+    Examples
+    --------
+    >>> strength(np.array([[0.0, 2.0, 3.0, 5.0]]), (2.0, 3.0))
+    array([[0.  , 0.  , 0.5 , 0.75]])
+    """
+    above = np.maximum(map_HW - heat[0], 0) / (heat[1] - heat[0])
+    return above / (1 + above)
+
+
+def tinted(strong: np.ndarray) -> np.ndarray:
+    """Colour what :func:`strength` gives: bytes (..., 4) of red, green, blue and how opaque."""
+    at = strong * (len(STOPS) - 1)
     first = np.minimum(at.astype(int), len(STOPS) - 2)
     part = (at - first)[..., None]
     colour = STOPS[first] * (1 - part) + STOPS[first + 1] * part
-    alpha = 255 * OPAQUE * np.minimum(1, 2.5 * strength)
-    return np.concatenate([colour, alpha[..., None]], 2).round().astype(np.uint8)
+    alpha = 255 * OPAQUE * np.minimum(1, 2.5 * strong)
+    return np.concatenate([colour, alpha[..., None]], -1).round().astype(np.uint8)
 
 
 def picture(item: Any, side: int) -> Any:
@@ -102,7 +113,7 @@ def overlaid(image: Any, map_HW: np.ndarray, heat: Heat, box: tuple[float, ...] 
     """Lay a map over an image of Pillow, and a box in shares of its width and height around the hottest region."""
     from PIL import Image, ImageDraw
 
-    over = Image.fromarray(tinted(map_HW, heat)).resize(image.size, Image.Resampling.BICUBIC)
+    over = Image.fromarray(tinted(strength(map_HW, heat))).resize(image.size, Image.Resampling.BICUBIC)
     grey = image.convert("L").convert("RGBA")  # colours of the image would be taken for heat
     laid = Image.alpha_composite(grey, over).convert("RGB")
     if box is not None:
@@ -123,12 +134,17 @@ def heat_png(map_HW: np.ndarray, heat: Heat, side: int) -> str:
     """Write a coloured map as the address of a PNG image, transparent where it is cold; empty where all of it is."""
     from PIL import Image
 
-    colours = Image.fromarray(tinted(map_HW, heat))
-    if not np.asarray(colours)[..., 3].any():
+    scaled = Image.fromarray(map_HW.astype(np.float32))
+    if max(scaled.size) > side:
+        share = side / max(scaled.size)
+        sides = [max(1, round(one * share)) for one in scaled.size]
+        scaled = scaled.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
+    levels = np.round((LEVELS - 1) * strength(np.asarray(scaled), heat)).astype(np.uint8)
+    if not levels.any():
         return ""
-    if max(colours.size) > side:
-        colours.thumbnail((side, side), Image.Resampling.BILINEAR)
+    colours = tinted(np.arange(LEVELS) / (LEVELS - 1))
+    painted = Image.fromarray(levels).convert("L")
+    painted.putpalette(colours[:, :3].tobytes())
     stored = io.BytesIO()
-    # 128 colours of them suffice, and take a quarter of the bytes
-    colours.quantize(128, method=Image.Quantize.FASTOCTREE).save(stored, "PNG", optimize=True)
+    painted.save(stored, "PNG", optimize=True, transparency=colours[:, 3].tobytes())
     return "data:image/png;base64," + b64encode(stored.getvalue()).decode()

@@ -121,7 +121,7 @@ def _gallery(result: ImageResult, pictures: Sequence[dict[str, Any]], left_out: 
     kinds = sorted(set(result.kinds or []), key=lambda kind: (kind != "good", kind))
     more = f" {left_out:,} that score lower are left out; the table of scores has them." if left_out else ""
     glow = (
-        "Colour begins at what is the hottest spot of a middling normal image, and is full well above what few normal "
+        "Colour begins at what is the hottest spot of a middling normal image, and is half strong at what few normal "
         "images reach; the box is around the hottest region, whether or not it means anything. Point at an image, or "
         "move its slider, to see it bare; its name leads to its heat map in full size."
         if result.boxes is not None

@@ -33,7 +33,7 @@ class MapWriter:
     folder : Path
         Made where it is not there; files of the same names in it are replaced.
     heat : (float, float)
-        Values at which colour begins, and is full; may be set before the first map.
+        Values at which colour begins, and is half strong; may be set before the first map.
     """
 
     def __init__(self, folder: str | Path, heat: Heat = (0.0, 1.0)) -> None:

@@ -46,7 +46,7 @@ class Pass:
     source : ImageSource
         Of the images in the batches.
     heat : (float, float) or None
-        Values of a map at which colour begins, and is full; None takes them from the first batch.
+        Values of a map at which colour begins, and is half strong; None takes them from the first batch.
     line : float or None
         Above which an image rings.
     writer : MapWriter or None
@@ -73,6 +73,10 @@ class Pass:
         kinds = self.source.kinds
         known = None if kinds is None else np.array([kind != "good" for kind in kinds])
         timed = Timed(batches)
+
+        def forget() -> None:
+            self._forget(None if known is None else known[batches.kept])
+
         stream = detector.stream(timed)
         while True:
             started, waited = time.perf_counter(), timed.waited
@@ -89,9 +93,11 @@ class Pass:
             if maps is not None:
                 started = time.perf_counter()
                 self._see(maps, first, batches)
-                self._forget(None if known is None else known[batches.kept])
+                if len(self.kept) > 2 * SHOWN:
+                    forget()
                 self.spent["maps"] += time.perf_counter() - started
             tell((batches.kept[-1] + 1) / len(batches.images))
+        forget()
 
     def _see(self, maps: np.ndarray, first: int, batches: Batches) -> None:
         """Take from the maps of a batch what is needed, and hand them to be written."""
@@ -125,8 +131,6 @@ class Pass:
 
     def _forget(self, known: np.ndarray | None) -> None:
         """Keep maps of the images farthest out, and of known defects with the lowest scores."""
-        if len(self.kept) <= SHOWN:
-            return
         order = np.argsort(-self.scores, kind="stable")
         wanted = set(order[:SHOWN].tolist())
         if known is not None:

@@ -58,7 +58,7 @@ class ImageResult:
     kept : dict of int to float array (H, W)
         Maps of the images that a page shows.
     heat : (float, float)
-        Values of a map at which colour begins, and is full.
+        Values of a map at which colour begins, and is half strong.
     folder : Path or None
         Where heat maps were written.
     written : dict of int to str

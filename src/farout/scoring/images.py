@@ -342,7 +342,7 @@ def _able(rate: float | None, held: int, n: int, calibration: float) -> tuple[fl
             return LABEL_RATE, []
         return 1 / (held + 1), [
             f"of {n} normal images {held} {are} held out to set the line, which is where 1 of {held + 1} normal images "
-            f"may ring (rate {1 / (held + 1):.2g}): fewer cannot be promised with so few; {more}"
+            f"may ring (rate {1 / (held + 1):.3g}): fewer cannot be promised with so few; {more}"
         ]
     check_rate(rate)
     if 1 / (held + 1) > rate:
