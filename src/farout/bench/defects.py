@@ -52,7 +52,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int | None, tuple[int, ...]]] = {
     "full": (tuple(defect_set_names()), None, (0, 1, 2)),
 }
 # Trainings are cut to this in the small budget, which is there to see that all runs.
-SHORT = {"steps": 100, "epochs": 2}
+SHORT = {"steps": 100, "distil_steps": 100, "epochs": 2}
 NO_DEFAULT = ("unicon_ha",)  # tells near anomalies from a class of its own, and is judged on classes
 
 
