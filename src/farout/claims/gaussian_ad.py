@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from farout.claims._claim import Claim
 from farout.claims._image_detectors import on_defects
@@ -29,7 +31,7 @@ def claim(budget: str, progress: Progress) -> Claim:
     from farout.image.gaussian_ad import GaussianAD
     from farout.image.patchcore import PatchCore
 
-    kinds = {
+    kinds: dict[str, Callable[..., Any]] = {
         OURS: GaussianAD,
         MINOR: partial(GaussianAD, components="minor"),
         PRINCIPAL: partial(GaussianAD, components="principal"),

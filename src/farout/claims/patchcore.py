@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from farout.claims._claim import Claim
 from farout.claims._image_detectors import on_defects
@@ -24,7 +26,7 @@ def claim(budget: str, progress: Progress) -> Claim:
     from farout.image.padim import PaDiM
     from farout.image.patchcore import PatchCore
 
-    kinds = {
+    kinds: dict[str, Callable[..., Any]] = {
         OURS: partial(PatchCore, coreset=SHARE),
         WHOLE: partial(PatchCore, coreset=1.0),
         BASELINE: PaDiM,

@@ -137,10 +137,11 @@ class GaussianAD(ImageDetector):
         -------
         float64 array (n, depths)
         """
-        place, found = self._place(), []
-        for part in self._batches(X):
+        batches, place, found = self._batches(X), self._place(), []
+        net: Any = self.net_
+        for part in batches:
             with torch.inference_mode():
-                found.append(self.net_.distances(pixels(torch.from_numpy(part).to(place))).double().cpu().numpy())
+                found.append(net.distances(pixels(torch.from_numpy(part).to(place))).double().cpu().numpy())
         return np.concatenate(found)
 
     def threshold(self, sigmas: float) -> np.ndarray:
@@ -160,7 +161,8 @@ class GaussianAD(ImageDetector):
         self._check_fitted()
         if not sigmas > 0:
             raise BadInput(f"a threshold lies at more than 0 sigma, not at {sigmas}")
-        kept = np.array([level.whitening.shape[1] for level in self.net_.levels])
+        net: Any = self.net_
+        kept = np.array([level.whitening.shape[1] for level in net.levels])
         if self.images_ <= kept.max():
             warn(
                 f"thresholds of a Gaussian do not hold where {kept.max():,} components were fitted to "
@@ -197,10 +199,11 @@ class GaussianAD(ImageDetector):
             images_BCHW = pixels(part.to(self._place()))
             if self.passes:
                 images_BCHW = _changed(images_BCHW, generator)
-            found.append([level.cpu() for level in net.pooled(images_BCHW)])
+            found.append([features.cpu() for features in net.pooled(images_BCHW)])
             progress(0.8 * done / len(parts))
-        for level, features in zip(net.levels, zip(*found)):
-            mean, white = whitening(torch.cat(features), self.components, self.share, self.shrinkage)
+        level: Any
+        for level, parted in zip(net.levels, zip(*found)):
+            mean, white = whitening(torch.cat(parted), self.components, self.share, self.shrinkage)
             level.mean, level.whitening = mean.to(level.mean), white.to(level.whitening)
         self.images_ = len(x_BCHW) * max(self.passes, 1)
         progress(1.0)
