@@ -60,7 +60,7 @@ def claim(budget: str, progress: Progress) -> Claim:
     progress("natural images", 0.0)
     pixels = size["detector"]["size"]
     natural = _mosaics(size["rows"], pixels)
-    penalty = _mosaics(size["rows"], 2 * pixels)
+    penalty = _mosaics(size["rows"], 2 * pixels, rounds=3)  # larger, and fewer otherwise
     teacher = distil(
         natural,
         device=size["detector"]["device"],
@@ -129,18 +129,18 @@ def claim(budget: str, progress: Progress) -> Claim:
     )
 
 
-def _mosaics(rows: int | None, side: int) -> np.ndarray:
-    """Lay natural images of 64 pixels out to larger ones, half of these at twice their size; uint8 (n, side, side, 3).
+def _mosaics(rows: int | None, side: int, rounds: int = 1) -> np.ndarray:
+    """Lay natural images of 64 pixels side by side, as they are and at twice their size; uint8 (n, side, side, 3).
 
-    Of the teacher's 33 x 33 pixels most then lie within one image.
+    Of 33 x 33 pixels, which the teacher sees at once, most then lie within one image.
     """
     from farout.data.images import image_set, resized
 
     small = [image_set(name, rows).images for name in (*NATURAL, "textures64")]
-    images = np.concatenate(small)
-    images = images[np.random.default_rng(0).permutation(len(images))]
+    images, rng = np.concatenate(small), np.random.default_rng(0)
     found = []
-    for part, cell in ((images[0::2], min(64, side)), (images[1::2], min(128, side))):
+    for turn in range(2 * rounds):
+        part, cell = images[rng.permutation(len(images))[: len(images) // 2]], min((64, 128)[turn % 2], side)
         count = side // cell
         scaled = resized(part, cell)
         scaled = scaled[: len(scaled) // count**2 * count**2].reshape(-1, count, count, cell, cell, 3)
