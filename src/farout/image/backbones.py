@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Backbone(nn.Module):
 
     Parameters
     ----------
-    model : str, Path, OpenModel or torch.nn.Module
+    model : str, Path, OpenModel, torch.nn.Module or Backbone
         ``"efficientnet-lite0"``, whose ImageNet weights a Python package carries; else what
         :func:`farout.io.models.open_model` opens, such as ``"timm:resnet18@weights.safetensors"``; or a module.
     layers : sequence of str, optional
@@ -67,6 +68,9 @@ class Backbone(nn.Module):
         deviation: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(model, Backbone):
+            layers, mean, deviation = layers or model.layers, model.mean.flatten(), model.deviation.flatten()
+            model = model.net
         if not isinstance(model, nn.Module | OpenModel):
             with torch.random.fork_rng(devices=[]):  # weights are drawn before the stored ones take their place
                 model = open_model(pretrained(model) if str(model) in pretrained_names() else _source(model))
@@ -75,8 +79,8 @@ class Backbone(nn.Module):
         if pixels is not None:
             mean = mean or [value / 255 for value in pixels.mean]
             deviation = deviation or [value / 255 for value in pixels.deviation]
-        self.register_buffer("mean", torch.tensor(mean or [0.0])[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation or [1.0])[:, None, None], persistent=False)
+        self.register_buffer("mean", _column(mean, 0.0), persistent=False)
+        self.register_buffer("deviation", _column(deviation, 1.0), persistent=False)
         self.layers = tuple(layers) if layers is not None else _stages(self.net)
         known = dict(self.net.named_modules())
         missing = [name for name in self.layers if name not in known]
@@ -84,6 +88,7 @@ class Backbone(nn.Module):
             shown = ", ".join(name for name in known if name and name.count(".") < 2)
             raise BadInput(f"the network has no layer {missing or 'named'}; take some of: {shown[:600]}")
         self.eval().requires_grad_(False)
+        self._last: str | None = None  # of the layers, in the order in which they run
         found = self(torch.zeros(1, 3, PROBE, PROBE, device=_device(self.net)))
         flat = [name for name, f in zip(self.layers, found) if f.ndim != 4]
         if flat:
@@ -97,6 +102,8 @@ class Backbone(nn.Module):
 
         def keep(name: str, output: Any) -> None:
             taken[name] = output[0] if isinstance(output, tuple | list) else output
+            if name == self._last:
+                raise _Enough
 
         modules = dict(self.net.named_modules())
         hooks = [
@@ -104,10 +111,12 @@ class Backbone(nn.Module):
             for name in dict.fromkeys(self.layers)
         ]
         try:
-            self.net((x_BCHW - self.mean) / self.deviation)
+            with suppress(_Enough):  # what lies behind the last layer need not run
+                self.net((x_BCHW - self.mean) / self.deviation)
         finally:
             for hook in hooks:
                 hook.remove()
+        self._last = next(reversed(taken), None)
         unmet = [name for name in self.layers if name not in taken]
         if unmet:
             raise BadInput(f"the network's pass does not run through {unmet}; take other layers")
@@ -118,6 +127,15 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode, whatever the network around it does."""
         return super().train(False)
+
+
+class _Enough(Exception):
+    """All layers were met."""
+
+
+def _column(values: Sequence[float] | Tensor | None, default: float) -> Tensor:
+    """Return a number a channel (C, 1, 1); one for all channels where nothing is said."""
+    return torch.as_tensor([default] if values is None else values, dtype=torch.float32)[:, None, None].clone()
 
 
 def _source(model: Any) -> Any:
