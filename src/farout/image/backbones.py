@@ -58,6 +58,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    layers: tuple[str, ...]
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(model, Backbone):
-            layers, mean, deviation = layers or model.layers, model.mean.flatten(), model.deviation.flatten()
+            layers = model.layers if layers is None else layers
+            mean, deviation = model.mean.flatten().tolist(), model.deviation.flatten().tolist()
             model = model.net
         if not isinstance(model, nn.Module | OpenModel):
             with torch.random.fork_rng(devices=[]):  # weights are drawn before the stored ones take their place
@@ -133,9 +135,9 @@ class _Enough(Exception):
     """All layers were met."""
 
 
-def _column(values: Sequence[float] | Tensor | None, default: float) -> Tensor:
+def _column(values: Sequence[float] | None, default: float) -> Tensor:
     """Return a number a channel (C, 1, 1); one for all channels where nothing is said."""
-    return torch.as_tensor([default] if values is None else values, dtype=torch.float32)[:, None, None].clone()
+    return torch.tensor([default] if values is None else list(values))[:, None, None]
 
 
 def _source(model: Any) -> Any:
