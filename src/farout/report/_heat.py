@@ -11,7 +11,9 @@ import numpy as np
 from farout.io._image import read_image
 
 Heat = tuple[float, float]  # the values at which colour begins, and is half strong
-STOPS = np.array([[122, 4, 110], [214, 30, 60], [255, 122, 40], [255, 226, 90]], float)  # from faint to hot
+STOPS = np.array(
+    [[110, 0, 120], [220, 30, 60], [255, 130, 30], [255, 215, 50], [255, 240, 110]], float
+)  # from faint to hot
 OPAQUE = 0.75  # of full colour, so that the image stays visible
 LEVELS = 96  # of colour in a page
 
@@ -79,15 +81,16 @@ def hottest(map_HW: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, 
 
 
 def strength(map_HW: np.ndarray, heat: Heat) -> np.ndarray:
-    """Return how strong the colour of each pixel is, from 0 to 1, which no pixel reaches, so that peaks keep a form.
+    """Return how strong the colour of each pixel is: what is missing to 1 is halved again and again.
+
+    So peaks keep a form however far above the line they are.
 
     Examples
     --------
-    >>> strength(np.array([[0.0, 2.0, 3.0, 5.0]]), (2.0, 3.0))
+    >>> strength(np.array([[0.0, 2.0, 3.0, 4.0]]), (2.0, 3.0))
     array([[0.  , 0.  , 0.5 , 0.75]])
     """
-    above = np.maximum(map_HW - heat[0], 0) / (heat[1] - heat[0])
-    return above / (1 + above)
+    return 1 - 0.5 ** (np.maximum(map_HW - heat[0], 0) / (heat[1] - heat[0]))
 
 
 def tinted(strong: np.ndarray) -> np.ndarray:
@@ -96,7 +99,7 @@ def tinted(strong: np.ndarray) -> np.ndarray:
     first = np.minimum(at.astype(int), len(STOPS) - 2)
     part = (at - first)[..., None]
     colour = STOPS[first] * (1 - part) + STOPS[first + 1] * part
-    alpha = 255 * OPAQUE * np.minimum(1, 2.5 * strong)
+    alpha = 255 * OPAQUE * np.minimum(1, 1.8 * strong)
     return np.concatenate([colour, alpha[..., None]], -1).round().astype(np.uint8)
 
 

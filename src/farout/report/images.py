@@ -119,7 +119,6 @@ def _scores(result: ImageResult, shown: set[int]) -> Section:
 
 def _gallery(result: ImageResult, pictures: Sequence[dict[str, Any]], left_out: int) -> Section:
     kinds = sorted(set(result.kinds or []), key=lambda kind: (kind != "good", kind))
-    more = f" {left_out:,} that score lower are left out; the table of scores has them." if left_out else ""
     glow = (
         "Colour begins at what is the hottest spot of a middling normal image, and is half strong at what few normal "
         "images reach; the box is around the hottest region, whether or not it means anything. Point at an image, or "
@@ -127,11 +126,14 @@ def _gallery(result: ImageResult, pictures: Sequence[dict[str, Any]], left_out: 
         if result.boxes is not None
         else f"{result.card.name} scores whole images and does not say where in them."
     )
-    intro = (
-        f"Farthest out first, as far as {len(pictures):,} images.{more} {glow}"
-        if left_out
-        else (f"Farthest out first. {glow}")
-    )
+    first = result.order[: len(pictures)].tolist()
+    last = sum(one["row"] not in first for one in pictures)
+    intro = "Farthest out first."
+    if last:
+        intro += f" The last {last:,} are the defects with the lowest scores."
+    if left_out:
+        intro += f" {left_out:,} {'in between' if last else 'that score lower'} are left out; the table has them."
+    intro += f" {glow}"
     body = render(
         "images_gallery.html",
         pictures=pictures,
