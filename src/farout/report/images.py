@@ -29,7 +29,7 @@ MEANINGS = {
     "pixel average precision": "of all pixels sorted by heat, the marked ones to be found first",
     "hottest pixel is marked": "defective images whose hottest pixel lies within the marked defect",
 }
-CALLED = {"outliers that ring": "defects found", "usual that ring": "false alarms"}
+CALLED = {"outliers that ring": "Defects found", "usual that ring": "False alarms"}
 SPENT = {
     "fit": "learning from normal images and setting the line",
     "decode": "waiting for images to be read and scaled",

@@ -38,7 +38,7 @@
   };
   show.addEventListener("change", filter);
   addEventListener("hashchange", () => {
-    const shot = document.querySelector(`${CSS.escape ? "#" + CSS.escape(location.hash.slice(1)) : location.hash}`);
+    const shot = part(location.hash.slice(1));
     if (shot && shot.hidden) { show.value = ""; filter(); shot.scrollIntoView(); }
   });
   panel.addEventListener("submit", (event) => event.preventDefault());
