@@ -91,7 +91,7 @@ class Sites:
         """
         places = self.places
         keys, parent = _keys(self.sample, places // 2).unique(return_inverse=True)
-        return Sites(keys, self.maps), parent, (places % 2) @ places.new_tensor([2, 1])
+        return Sites(keys, self.maps), parent, 2 * (places[:, 0] % 2) + places[:, 1] % 2
 
 
 def rulebook(sites: Sites, size: int = 3) -> Rules:
