@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from farout.errors import BadInput, NotFitted, UnknownName  # noqa: E402
 from farout.ood import Views  # noqa: E402
 from farout.ood.ash import ASH  # noqa: E402
-from farout.ood.deep_knn import DeepKNN, kth_distance  # noqa: E402
+from farout.ood.deep_knn import DeepKNN, _kth_largest, kth_distance  # noqa: E402
 from farout.ood.energy import Energy  # noqa: E402
 from farout.ood.grad_norm import GradNorm  # noqa: E402
 from farout.ood.mahalanobis import Mahalanobis  # noqa: E402
@@ -127,6 +127,14 @@ def test_temperature_is_the_likeliest_and_keeps_order_within_a_row():
     near(found.score(TEST), -(TEST.logits / found.temperature_).softmax(1).amax(1))
     with pytest.raises(BadInput, match="true labels"):
         TemperatureScaling().fit(TRAIN)
+
+
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (7, 7), (100, 3), (1003, 1), (1003, 9), (5000, 50)])
+def test_the_kth_largest_is_found_in_few_groups(m, k):
+    x = torch.randn(6, m, generator=torch.Generator().manual_seed(m + k))
+    x[3:] = (4 * x[3:]).round()  # with ties
+    x[5] = 0
+    assert torch.equal(x.gather(1, _kth_largest(x, k)[:, None])[:, 0], x.sort(1, descending=True).values[:, k - 1])
 
 
 def test_kth_distance_equals_brute_force_also_far_from_zero():

@@ -11,6 +11,7 @@ after dividing by their length. The search is exact, block by block, in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -50,6 +51,7 @@ class DeepKNN(Score):
     Attributes
     ----------
     bank_ : tensor (n, d)
+    half_squares_ : tensor (n,)
 
     Examples
     --------
@@ -71,32 +73,58 @@ class DeepKNN(Score):
         if not 1 <= self.k <= len(views):
             raise BadInput(f"k lies between 1 and the number of training inputs, {len(views)}, and is {self.k}")
         self.bank_ = self._ready(views)
+        self.half_squares_ = half_squares(self.bank_)
         return self
 
     def score(self, views: Views, moved: Sequence[Views] = ()) -> Tensor:
         """Return the distance to the k-th nearest (n,)."""
-        return kth_distance(self._ready(views), self._fitted("bank_"), self.k)
+        return kth_distance(self._ready(views), self._fitted("bank_"), self.k, self.half_squares_)
 
     def _ready(self, views: Views) -> Tensor:
         features = features_of(views)
         return F.normalize(features, dim=1) if self.normalize else features
 
 
-def kth_distance(x: Tensor, bank: Tensor, k: int) -> Tensor:
+def half_squares(bank: Tensor) -> Tensor:
+    """Return half of the squared length (m,) of each row (m, d)."""
+    return bank.square().sum(1) / 2
+
+
+def kth_distance(x: Tensor, bank: Tensor, k: int, half: Tensor | None = None) -> Tensor:
     """Return the distance (n,) of rows (n, d) to the k-th nearest of a bank (m, d).
 
     The neighbour is found from products, and its distance then computed from the difference: the former loses what is
-    small beside the length of a row.
+    small beside the length of a row. ``half`` is :func:`half_squares` of the bank, where it is at hand.
 
     Examples
     --------
     >>> kth_distance(torch.zeros(1, 2), torch.tensor([[3.0, 4.0], [0.0, 1.0]]), 2)
     tensor([5.])
     """
-    half = bank.square().sum(1) / 2
+    half = half_squares(bank) if half is None else half
     if torch.jit.is_tracing():  # one block: a graph has no loop
         nearest = (x @ bank.T - half).topk(k, dim=1).indices[:, -1]
     else:
         blocks = x.split(max(1, BLOCK // len(bank)))
-        nearest = torch.cat([torch.addmm(half, part, bank.T, beta=-1).topk(k, dim=1).indices[:, -1] for part in blocks])
+        nearest = torch.cat([_kth_largest(torch.addmm(half, part, bank.T, beta=-1), k) for part in blocks])
     return (x - bank[nearest]).square().sum(1).sqrt()
+
+
+def _kth_largest(x: Tensor, k: int) -> Tensor:
+    """Return the place (n,) of the k-th largest number of each row (n, m).
+
+    Columns are cut into groups. The k largest numbers lie in the k groups with the largest maxima, so that a row is
+    read once and few of its numbers are sorted.
+    """
+    n, m = x.shape
+    size = math.isqrt(m // k) // 16 * 16 or 1  # whole registers
+    groups = m // size
+    if groups <= 2 * k:
+        return x.topk(k, dim=1).indices[:, -1]
+    cut = x[:, : groups * size].unflatten(1, (groups, size))
+    chosen = cut.amax(2).topk(k, dim=1, sorted=False).indices
+    places = chosen[:, :, None] * size + torch.arange(size, device=x.device)
+    rest = torch.arange(groups * size, m, device=x.device).expand(n, -1)
+    places = torch.cat([places.flatten(1), rest], 1)
+    found = x.gather(1, places).topk(k, dim=1).indices[:, -1:]
+    return places.gather(1, found)[:, 0]
