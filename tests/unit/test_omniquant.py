@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -528,9 +529,20 @@ def test_what_leaves_a_pass_early_leaves_no_rounding_behind():
     with pytest.raises(KeyboardInterrupt):
         model(**batch)
     hook.remove()
-    assert torch.overrides._len_torch_function_stack() <= 1  # at most what was left by the interrupt
+    assert torch.overrides._len_torch_function_stack() == 0
     with torch.no_grad():
         model(**batch)
+
+
+def test_a_copy_rounds_its_own_operands():
+    model, batch = operands_on(llama()), tokens(1)[0]
+    twin = copy.deepcopy(model)
+    layer, other = model.model.layers[0], twin.model.layers[0]
+    assert other.forward.block is other and layer.forward.block is layer
+    assert inspect.signature(other.forward) == inspect.signature(llama().model.layers[0].forward)
+    with torch.no_grad():
+        assert torch.equal(twin(**batch).logits, model(**batch).logits)
+    assert other.forward.operands.places == layer.forward.operands.places
 
 
 def test_a_run_that_was_stopped_goes_on_with_rounded_operands(tmp_path):

@@ -4,12 +4,14 @@ The products are seen where :mod:`farout.inside._attention` sees them, in calls 
 softmax over its last axis, and a product with what that gives. Which of a block's products are the first and the last
 of these is learned whenever the block runs in full precision.
 
-The rounding is a pair of hooks on the block. It is on as long as a map of the block rounds what it reads, so a block
-that is still in full precision computes what it always did.
+The rounding stands around the block's forward pass, and ends with it however it ends: hooks of torch are left out
+where a user interrupts. It is on as long as a map of the block rounds what it reads, so a block that is still in full
+precision computes what it always did.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -36,25 +38,28 @@ class Operands:
     def __init__(self, block: nn.Module, grid: Grid) -> None:
         self.grid = grid
         self.places: dict[int, str] = {}  # of the products that are no fused call: first or last, by number
-        self.running: list[_Calls] = []
-        block.register_forward_pre_hook(self._enter)
-        block.register_forward_hook(self._leave, always_call=True)
+        forward: Any = _Forward(block, self)
+        block.forward = forward
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         """Round along the last axis."""
         return self.grid.rounded(x, through=x.requires_grad)
 
-    def _enter(self, block: nn.Module, args: Any) -> None:
-        on = any(isinstance(module, QuantLinear) and module.rounding is not None for module in block.modules())
-        if not on:
-            self.places = {}
-        mode = _Calls(self, on)
-        mode.__enter__()
-        self.running.append(mode)
 
-    def _leave(self, block: nn.Module, args: Any, out: Any) -> None:
-        if self.running:  # not where a hook before this one left the pass
-            self.running.pop().__exit__(None, None, None)
+class _Forward:
+    """A block's own forward pass, seen; a copy of the block has a copy of this, for itself."""
+
+    def __init__(self, block: nn.Module, operands: Operands) -> None:
+        self.block, self.operands = block, operands
+        self.__signature__ = inspect.signature(block.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        modules = self.block.modules()
+        on = any(isinstance(module, QuantLinear) and module.rounding is not None for module in modules)
+        if not on:
+            self.operands.places = {}
+        with _Calls(self.operands, on):
+            return type(self.block).forward(self.block, *args, **kwargs)
 
 
 class _Calls(TorchFunctionMode):
