@@ -427,9 +427,39 @@ def test_a_transform_that_is_not_linear_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([UP], {"mlp_bias"}),
+        (["model.layers.1.self_attn.q_proj"], {"attention_bias"}),
+        ([UP, "model.layers.1.self_attn.q_proj"], {"attention_bias", "mlp_bias"}),
+    ],
+)
+def test_biases_that_rewrites_brought_are_told_in_the_config(tmp_path, names, said):
+    def change(model, maps):
+        for name in names:
+            part = model.get_submodule(name)
+            part.add_bias(torch.linspace(-1, 1, part.out_features))
+
+    model, maps = llama_with(change, "w8a8")
+    before = outputs(model)
+    saved = save_checkpoint(tmp_path / "out", model, maps)
+    assert set(saved.stored) == set(maps)
+    config = json.loads((saved.folder / "config.json").read_text())
+    assert {name for name in ("attention_bias", "mlp_bias") if config[name]} == said
+    assert not (model.config.attention_bias or model.config.mlp_bias)
+    back = transformers.AutoModelForCausalLM.from_pretrained(saved.folder).eval()
+    assert relative(outputs(back), before) < 1e-3
+    stored = {name for name in back.state_dict() if name.endswith("_proj.bias")}
+    assert len(stored) == 2 * (3 * ("mlp_bias" in said) + 4 * ("attention_bias" in said))
+
+
 def test_a_part_that_the_class_has_no_place_for_is_refused(tmp_path):
-    model, maps = llama_with(lambda model, maps: model.get_submodule(UP).add_bias(torch.ones(160)))
-    with pytest.raises(BadInput, match=f"'LlamaForCausalLM' has no place for '{UP}.bias'"):
+    def change(model, maps):
+        model.lm_head.bias = nn.Parameter(torch.ones(model.lm_head.out_features))
+
+    model, maps = llama_with(change)
+    with pytest.raises(BadInput, match=r"'LlamaForCausalLM' has no place for 'lm_head\.bias'"):
         save_checkpoint(tmp_path / "out", model, maps)
 
 

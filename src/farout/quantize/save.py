@@ -34,6 +34,7 @@ __all__ = ["Saved", "save_checkpoint"]
 
 SHARD = "5GB"
 BFLOAT16 = ("mxfp4-pack-quantized", "nvfp4-pack-quantized")  # loaders unpack them to bfloat16, whatever the rest is in
+BIASES = ("attention_bias", "mlp_bias")  # what configs call biases of maps that have none by default
 
 
 @dataclass
@@ -130,13 +131,14 @@ def save_checkpoint(
     parts: dict[str, Packed] = {}
     state = _state(model, maps, saved, parts)
     untied = _tie(plain, state, parts)
+    plain, said = _with_biases(model, plain, state)
     _check_state(plain, state, parts)
     state |= {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.tensors.items()}
     with _whole(folder) as temporary:
         one: Any = model
         one.save_pretrained(temporary, state_dict=state, max_shard_size=SHARD)
         small = any(part.scheme["format"] in BFLOAT16 for part in parts.values())
-        _configure(temporary / "config.json", _quantization(names, parts, ignore), untied, small)
+        _configure(temporary / "config.json", _quantization(names, parts, ignore), untied, small, said)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if recipe is not None or scheme is not None:
@@ -158,10 +160,13 @@ def _check_packages(model: nn.Module) -> None:
         )
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def _plain(model: nn.Module, said: Mapping[str, bool] | None = None) -> nn.Module:
     """Return what transformers will make of the config before it loads the weights, without memory for them."""
+    config: Any = deepcopy(model.config)
+    for name, value in (said or {}).items():
+        setattr(config, name, value)
     with torch.device("meta"):
-        return type(model)(deepcopy(model.config))
+        return type(model)(config)
 
 
 def _state(
@@ -256,6 +261,34 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is not None and other is not None and (one is other or torch.equal(one, other))
 
 
+def _with_biases(
+    model: nn.Module, plain: nn.Module, state: dict[str, torch.Tensor]
+) -> tuple[nn.Module, dict[str, bool]]:
+    """Make room for biases that rewrites gave to maps, where the config can say that maps have some.
+
+    Maps that the config then gives one too, and that have none, get zeros.
+
+    Returns
+    -------
+    torch.nn.Module
+        What transformers will make of the config.
+    dict of str to bool
+        What the config must say.
+    """
+    before: Any = plain.state_dict()
+    new = {name for name in state if name.endswith(".bias")} - set(before)
+    flags = [name for name in BIASES if getattr(model.config, name, None) is False]
+    for chosen in (*([name] for name in flags), flags) if new else ():
+        said = dict.fromkeys(chosen, True)
+        roomy = _plain(model, said)
+        added = {name: meta for name, meta in roomy.state_dict().items() if name not in before}
+        if new <= set(added) and all(name.endswith(".bias") for name in added):
+            dtype = next(model.parameters()).dtype
+            state |= {name: torch.zeros(meta.shape, dtype=dtype) for name, meta in added.items() if name not in new}
+            return roomy, said
+    return plain, {}
+
+
 def _check_state(plain: nn.Module, state: Mapping[str, torch.Tensor], parts: Mapping[str, Packed]) -> None:
     """Refuse to write what the model's class would not find, or would find and drop."""
     have = {*state, *(f"{name}.weight" for name in parts)}
@@ -293,8 +326,10 @@ def _quantization(names: Sequence[str], parts: Mapping[str, Packed], ignore: Seq
     return {**config.model_dump(mode="json"), "version": __version__}
 
 
-def _configure(path: Path, quantization: dict[str, Any] | None, untied: bool, bfloat16: bool) -> None:
-    """Write into ``config.json`` how weights are stored, whether the head still is the embeddings, and the dtype."""
+def _configure(
+    path: Path, quantization: dict[str, Any] | None, untied: bool, bfloat16: bool, said: Mapping[str, bool]
+) -> None:
+    """Write into ``config.json`` how weights are stored, whether the head still is the embeddings, dtype and biases."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if quantization is not None:
         config["quantization_config"] = quantization
@@ -303,6 +338,8 @@ def _configure(path: Path, quantization: dict[str, Any] | None, untied: bool, bf
             part["tie_word_embeddings"] = False
         if part is not None and bfloat16:
             part["dtype"] = "bfloat16"
+        if part is not None:
+            part.update(said)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
