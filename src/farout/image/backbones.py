@@ -90,7 +90,7 @@ class Backbone(nn.Module):
             shown = ", ".join(name for name in known if name and name.count(".") < 2)
             raise BadInput(f"the network has no layer {missing or 'named'}; take some of: {shown[:600]}")
         self.eval().requires_grad_(False)
-        self._last: str | None = None  # of the layers, in the order in which they run
+        self._calls = 0  # of the layers in a pass; a layer may be called more than once
         found = self(torch.zeros(1, 3, PROBE, PROBE, device=_device(self.net)))
         flat = [name for name, f in zip(self.layers, found) if f.ndim != 4]
         if flat:
@@ -101,10 +101,13 @@ class Backbone(nn.Module):
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
         """Return the feature maps of images with pixels from 0 to 1, in the order of the layers."""
         taken: dict[str, Tensor] = {}
+        calls = 0
 
         def keep(name: str, output: Any) -> None:
+            nonlocal calls
             taken[name] = output[0] if isinstance(output, tuple | list) else output
-            if name == self._last:
+            calls += 1
+            if calls == self._calls:
                 raise _Enough
 
         modules = dict(self.net.named_modules())
@@ -118,7 +121,7 @@ class Backbone(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        self._last = next(reversed(taken), None)
+        self._calls = calls
         unmet = [name for name in self.layers if name not in taken]
         if unmet:
             raise BadInput(f"the network's pass does not run through {unmet}; take other layers")
