@@ -1,7 +1,7 @@
 """Wafer open-set: a sparse network at full resolution sees thin patterns, and a mixture on its latent unseen ones.
 
-How heavy the background is, how many defects a scratch has, and the stem and head of the networks were settled on wafers
-of other seeds before the threshold was written.
+How heavy the background is, how many defects a scratch has, and the stem and head of the networks were settled on
+wafers of other seeds before the threshold was written.
 """
 
 from __future__ import annotations
